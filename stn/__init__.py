@@ -1,0 +1,35 @@
+"""Spatial transformer networks (Jaderberg et al. 2015): the layer, the networks and the experiment.
+
+The public names are imported on first use, so that `import stn` is instant and the layer needs torch alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stn.layers import Affine, ConvLocalization, SpatialTransformer, pixel_centres, sample, thetas, transformers
+    from stn.networks import ConvNet, LeNet5, WideResNet
+
+__all__ = [
+    "Affine",
+    "ConvLocalization",
+    "ConvNet",
+    "LeNet5",
+    "SpatialTransformer",
+    "WideResNet",
+    "pixel_centres",
+    "sample",
+    "thetas",
+    "transformers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'stn' has no attribute {name!r}")
+    home = "stn.networks" if name in ("ConvNet", "LeNet5", "WideResNet") else "stn.layers"
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,39 @@
+"""Networks that look at an image and give the features from which θ is regressed."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class ConvLocalization(nn.Sequential):
+    """Convolutions, each with max-pool 2 and ReLU, then one hidden layer: (N, C, size, size) -> (N, hidden).
+
+    `shrink` averages the image over blocks of that many pixels first (section 4.1 of Jaderberg et al. 2015 halves
+    it): a pose is seen at low resolution too, at a fraction of the cost.
+    Raises ValueError when the image is too small for the kernels.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (64, 128),
+        kernels: Sequence[int] = (7, 5),
+        hidden: int = 256,
+        in_channels: int = 3,
+        image_size: int = 32,
+        shrink: int = 1,
+    ) -> None:
+        if len(channels) != len(kernels):
+            raise ValueError(f"channels {list(channels)} and kernels {list(kernels)} must be of one length")
+        stages: list[nn.Module] = [nn.AvgPool2d(shrink)] if shrink > 1 else []
+        size, depth = image_size // shrink, in_channels
+        for width, kernel in zip(channels, kernels, strict=True):
+            stages += [nn.Conv2d(depth, width, kernel), nn.MaxPool2d(2), nn.ReLU(inplace=True)]
+            size, depth = (size - kernel + 1) // 2, width
+        if size < 1:
+            raise ValueError(f"image_size {image_size} is too small for kernels {list(kernels)} and shrink {shrink}")
+        super().__init__(*stages, nn.Flatten(), nn.Linear(depth * size**2, hidden), nn.ReLU(inplace=True))
+        self.out_features = hidden
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (N, hidden) of images (N, C, size, size)."""
+        return super().forward(image)

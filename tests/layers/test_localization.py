@@ -1,0 +1,26 @@
+import pytest
+import torch
+
+from stn.layers import ConvLocalization
+
+
+def test_features_have_the_length_promised() -> None:
+    localization = ConvLocalization(channels=[4, 6], kernels=[5, 3], hidden=7, in_channels=2, image_size=40, shrink=2)
+    assert localization(torch.rand(3, 2, 40, 40)).shape == (3, localization.out_features) == (3, 7)
+
+
+def test_shrink_sees_the_averages_of_blocks() -> None:
+    torch.manual_seed(1)
+    whole = ConvLocalization(channels=[4], kernels=[3], hidden=5, image_size=16)
+    torch.manual_seed(1)
+    shrunk = ConvLocalization(channels=[4], kernels=[3], hidden=5, image_size=32, shrink=2)
+    image = torch.rand(2, 3, 16, 16)
+    blocks = image.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(shrunk(blocks), whole(image))
+
+
+def test_too_small_images_and_uneven_lists_are_named() -> None:
+    with pytest.raises(ValueError, match=r"image_size 12 is too small for kernels \[7, 5\]"):
+        ConvLocalization(image_size=12)
+    with pytest.raises(ValueError, match=r"channels \[64, 128\] and kernels \[7\] must be of one length"):
+        ConvLocalization(kernels=[7])
