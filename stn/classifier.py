@@ -1,0 +1,69 @@
+"""The LightningModule: a network composed from a config, its loss, metrics and optimizer."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class Classifier(pl.LightningModule):
+    """Trains a network to name the class of an image, by cross-entropy.
+
+    model: the network as a config (a dict of primitives with `_target_`), so that a checkpoint holds all that is
+    needed to build it again and loads with `weights_only=True`. optimizer: likewise, of `Optimization`.
+    label_smoothing: in training only.
+    """
+
+    def __init__(
+        self, model: dict[str, Any], optimizer: dict[str, Any], num_classes: int, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net: torch.nn.Module = instantiate(model).to(memory_format=torch.channels_last)
+        self.optimization = instantiate(optimizer)
+        self.label_smoothing = label_smoothing
+        metrics = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "loss": MeanMetric(nan_strategy="disable"),
+            }
+        )
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (N, num_classes) of normalized images (N, C, H, W)."""
+        return self.net(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self._score(batch, self.train_metrics, self.label_smoothing)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._score(batch, self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._score(batch, self.test_metrics)
+
+    def on_train_epoch_end(self) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        self.log("learning_rate", max(group["lr"] for group in optimizer.param_groups))
+
+    def configure_optimizers(self) -> Any:
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = self.optimization.build(self.net, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _score(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, label_smoothing: float = 0.0) -> Tensor:
+        images, labels = batch
+        scores = self(images).float()
+        losses = F.cross_entropy(scores, labels, label_smoothing=label_smoothing, reduction="none")
+        metrics.update(preds=scores.detach(), target=labels, value=losses.detach())
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+        return losses.mean()

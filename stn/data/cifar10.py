@@ -1,0 +1,36 @@
+"""CIFAR-10 (Krizhevsky 2009), as torchvision reads and downloads it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+
+from stn.data.resident import ResidentDataModule
+
+
+class CIFAR10DataModule(ResidentDataModule):
+    """CIFAR-10 from `root`, downloaded there on first use: 50,000 + 10,000 images of 32 x 32, 10 classes."""
+
+    def __init__(self, root: str = "data", **common: Any) -> None:
+        super().__init__(**common)
+        self.root = Path(root)
+
+    def prepare_data(self) -> None:
+        """Downloads the files once. Raises OSError, which says where they belong, when they cannot be had."""
+        if self.root.is_file():
+            raise NotADirectoryError(f"data.root={self.root} is a file, not a folder")
+        try:
+            CIFAR10(self.root, train=True, download=True)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"CIFAR-10 is not in {self.root.resolve()} and could not be downloaded ({error}): put the folder "
+                f"{CIFAR10.base_folder} or {CIFAR10.filename} there, or train with data=shapes, which needs no files, "
+                "or with data=image_folder data.root=<your images>"
+            ) from error
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        data = CIFAR10(self.root, train=train)
+        self.classes = list(data.classes)
+        return torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)

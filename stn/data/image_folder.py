@@ -1,0 +1,82 @@
+"""Any tree of images, one folder a class: the user's own, or a copy of CIFAR-10 as JPEG files."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from stn.data.resident import ResidentDataModule
+
+log = logging.getLogger(__name__)
+
+
+class ImageFolderDataModule(ResidentDataModule):
+    """Images from `root`/train/<class>/... and `root`/test/<class>/..., in any format that PIL reads, as RGB.
+
+    Images of another size than `image_size` are resized to it, with a note. Raises OSError for a folder that is
+    missing and ValueError for an empty class, classes that differ between train and test, and an image that cannot
+    be read, whose path it names.
+    """
+
+    def __init__(self, root: str = "data", **common: Any) -> None:
+        self.root = Path(root)
+        class_folders(self.root / "train")  # before the base class wonders why there are no classes
+        super().__init__(**common)
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        folder = self.root / ("train" if train else "test")
+        classes = class_folders(folder)
+        if train:
+            self.classes = classes
+        elif classes != self.classes:
+            odd = sorted(set(classes) ^ set(self.classes))
+            raise ValueError(
+                f"the classes of {folder} are not those of {self.root / 'train'}: only one of the two has {odd[0]!r}"
+            )
+        paths = [image_files(folder / name) for name in classes]
+        labels = torch.tensor([label for label, files in enumerate(paths) for _ in files])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            read = list(pool.map(self._decode, [path for files in paths for path in files], chunksize=256))
+        resized = sum(was_resized for _, was_resized in read)
+        if resized:
+            side = self.image_size
+            log.info("%s: %d of %d images resized to %d x %d", folder, resized, len(read), side, side)
+        return torch.from_numpy(np.stack([image for image, _ in read])).permute(0, 3, 1, 2).contiguous(), labels
+
+    def _decode(self, path: Path) -> tuple[np.ndarray, bool]:
+        size = (self.image_size, self.image_size)
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is not a readable image: {error}") from error
+        if image.size == size:
+            return np.asarray(image), False
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC)), True
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in `folder`, sorted. Raises OSError or ValueError when there are none."""
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder} is not a folder: data.root must hold train/<class>/<image> and test/<class>/<image>"
+        )
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise ValueError(f"{folder} has no class folders: it must hold <class>/<image>")
+    return classes
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files below a class's folder, sorted. Raises ValueError when there are none."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not files:
+        raise ValueError(f"the class folder {folder} is empty: it must hold images ({' '.join(IMG_EXTENSIONS)})")
+    return files

@@ -1,0 +1,80 @@
+"""Optimizer and schedule, with a rate of its own for the localization."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn, optim
+
+from stn.layers import transformers
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How a network is trained.
+
+    algorithm: "sgd" or "adamw". lr: the highest learning rate. schedule: "constant"; "cosine", from lr to 0; or
+    "one_cycle", up during the first `warmup` of all steps and down to 0. momentum, nesterov: of SGD. weight_decay:
+    on weights of two dimensions and more; never on biases, norms and the transformers' own last layers, for whose
+    θ 0 is no natural place. localization_lr: factor on lr for all that lies in a spatial transformer.
+    Raises ValueError for values out of range.
+    """
+
+    algorithm: Literal["sgd", "adamw"]
+    lr: float
+    schedule: Literal["constant", "cosine", "one_cycle"]
+    weight_decay: float = 0.0
+    localization_lr: float = 1.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    warmup: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, not {self.lr}")
+        if self.weight_decay < 0 or self.localization_lr < 0:
+            raise ValueError(
+                f"weight_decay {self.weight_decay} and localization_lr {self.localization_lr} must not be negative"
+            )
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=True needs a momentum above 0")
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"warmup must lie between 0 and 1, not {self.warmup}")
+
+    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """The network's parameters in up to four groups: classifier and localization, with and without decay."""
+        modules = transformers(net).values()
+        localization = {parameter for module in modules for parameter in module.parameters()}
+        heads = {parameter for module in modules for parameter in module.head.parameters()}
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in net.parameters():
+            decayed = parameter.ndim > 1 and parameter not in heads
+            groups.setdefault((parameter in localization, decayed), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr": self.lr * (self.localization_lr if localized else 1),
+                "weight_decay": self.weight_decay if decayed else 0.0,
+            }
+            for (localized, decayed), parameters in groups.items()
+        ]
+
+    def build(self, net: nn.Module, steps: int) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
+        """The optimizer of `net` and its schedule over `steps` steps, to be advanced after each."""
+        groups = self.groups(net)
+        optimizer: optim.Optimizer
+        if self.algorithm == "sgd":
+            optimizer = optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+        else:
+            optimizer = optim.AdamW(groups, lr=self.lr, fused=True)
+        if self.schedule == "one_cycle":
+            highest = [group["lr"] for group in groups]
+            steps = max(steps, math.ceil(2 / self.warmup))  # OneCycleLR divides by the warmup's steps, less one
+            return optimizer, optim.lr_scheduler.OneCycleLR(
+                optimizer, highest, total_steps=steps, pct_start=self.warmup, cycle_momentum=False
+            )
+        if self.schedule == "cosine":
+            return optimizer, optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return optimizer, optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

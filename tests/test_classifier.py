@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from stn.classifier import Classifier
+from stn.data import ShapesDataModule
+from stn.data.resident import ResidentDataModule
+
+MODEL = {
+    "_target_": "stn.networks.sequential",
+    "transformer": {
+        "_target_": "stn.layers.SpatialTransformer",
+        "localization": {"_target_": "stn.layers.ConvLocalization", "channels": [4], "kernels": [5], "hidden": 8},
+    },
+    "classifier": {"_target_": "stn.networks.WideResNet", "stem": 4, "widths": [8, 8]},
+}
+OPTIMIZER = {"_target_": "stn.optimization.Optimization", "algorithm": "sgd", "lr": 0.05, "schedule": "one_cycle"}
+
+
+def classifier(**options: float) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(MODEL, OPTIMIZER, num_classes=10, **options)
+
+
+def shapes() -> ResidentDataModule:
+    return ShapesDataModule(train_images=80, test_images=30, batch_size=20, eval_batch_size=7, val_fraction=0.25)
+
+
+def trainer(folder: Path, **options: object) -> pl.Trainer:
+    settings = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_progress_bar": False}
+    return pl.Trainer(default_root_dir=folder, enable_model_summary=False, **settings | options)  # type: ignore[arg-type]
+
+
+def test_metrics_are_those_of_the_whole_set(tmp_path: Path) -> None:
+    """Whatever the batches, accuracy and loss are those of all scores at once."""
+    module, data = classifier(), shapes()
+    runs = trainer(tmp_path)
+    runs.fit(module, datamodule=data)
+    found = runs.test(module, datamodule=data, verbose=False)[0]
+    module.eval()
+    with torch.no_grad():
+        scores = torch.cat([module(images) for images, _ in data.test_dataloader()])
+    labels = data.labels["test"]
+    assert found["test/accuracy"] == pytest.approx((scores.argmax(1) == labels).float().mean().item())
+    assert found["test/loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-4)
+
+
+def test_a_checkpoint_loads_with_weights_only_and_scores_alike(tmp_path: Path) -> None:
+    module, data = classifier(), shapes()
+    runs = trainer(tmp_path)
+    runs.fit(module, datamodule=data)
+    path = tmp_path / "run.ckpt"
+    runs.save_checkpoint(path)
+    torch.load(path, weights_only=True)
+    loaded = Classifier.load_from_checkpoint(path, weights_only=True)
+    images = torch.rand(3, 3, 32, 32)
+    assert torch.equal(loaded.eval()(images), module.eval()(images))
+    assert dict(loaded.hparams) == dict(module.hparams)
+
+
+def test_label_smoothing_is_for_training_alone() -> None:
+    images, labels = torch.rand(6, 3, 32, 32), torch.arange(6)
+    found = []
+    for smoothing in (0.0, 0.2):
+        module = classifier(label_smoothing=smoothing)
+        module.log_dict = lambda *args, **options: None  # type: ignore[assignment,method-assign]
+        scores = module(images)
+        expected = F.cross_entropy(scores, labels, label_smoothing=smoothing)
+        torch.testing.assert_close(module.training_step((images, labels)), expected)
+        module.validation_step((images, labels))
+        found.append(module.val_metrics.compute()["val/loss"])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_training_learns_and_moves_the_transformer(tmp_path: Path) -> None:
+    module = classifier()
+    before = [parameter.clone() for parameter in module.parameters()]
+    runs = trainer(tmp_path, max_epochs=5, overfit_batches=1)
+    runs.fit(module, datamodule=shapes())
+    assert all(not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+    head = module.net.get_submodule("transformer").get_submodule("head")
+    assert isinstance(head, nn.Linear) and head.weight.abs().max() > 0
