@@ -1,0 +1,8 @@
+"""What is logged and drawn while a network trains."""
+
+from stn.callbacks.history import History
+from stn.callbacks.network_summary import NetworkSummary
+from stn.callbacks.theta_monitor import ThetaMonitor
+from stn.callbacks.warp_gallery import WarpGallery
+
+__all__ = ["History", "NetworkSummary", "ThetaMonitor", "WarpGallery"]

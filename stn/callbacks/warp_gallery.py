@@ -1,0 +1,133 @@
+"""Pictures of what the transformers make of the images, epoch by epoch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from stn.data.resident import ResidentDataModule
+from stn.layers import SpatialTransformer, thetas, transformers
+
+COLUMNS = 10
+SIDE = 96  # of an image, in pixels of the picture
+GAP = 16  # around it, where an outline that leaves the image still shows
+CELL = SIDE + 2 * GAP
+MARGIN = 64
+TOP = 20
+BLOCK = TOP + 2 * CELL - GAP
+OUTLINE = "red"
+
+
+class WarpGallery(pl.Callback):
+    """After every validation epoch: originals with the outline of the sampled region, and what was sampled.
+
+    `images` are chosen once from the validation set, spread over the classes. One picture for each transformer in
+    the network, with the whole image warped as that transformer warps what it is given; kept as
+    `folder`/warps/<transformer>_epoch_<n>.png, logged to TensorBoard, and at the end joined into
+    `folder`/warps_<transformer>.gif.
+    """
+
+    def __init__(self, folder: str, images: int = 20) -> None:
+        if images < 1:
+            raise ValueError(f"images must be 1 or more, not {images}")
+        self.folder, self.count = Path(folder), images
+        self.frames: dict[str, list[Path]] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set when fit is given one
+        assert isinstance(data, ResidentDataModule)
+        self.chosen = spread_over_classes(data.labels["val"].cpu(), self.count)
+        self.originals = data.images["val"][self.chosen.to(data.images["val"].device)]
+        self.inputs = data.val_dataloader().normalize(self.originals)
+        self.names = [data.classes[label] for label in data.labels["val"].cpu()[self.chosen]]
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        epoch = trainer.current_epoch + 1
+        network = pl_module.get_submodule("net")
+        found = thetas(network, self.inputs)
+        for name, transformer in transformers(network).items():
+            picture = draw(transformer, found[name], self.originals, self.names, f"{name}, epoch {epoch}")
+            path = self.folder / "warps" / f"{name}_epoch_{epoch:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            self.frames.setdefault(name, []).append(path)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    shown = np.asarray(picture)
+                    logger.experiment.add_image(f"warps/{name}", shown, trainer.global_step, dataformats="HWC")
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._animate()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._animate()
+
+    def _animate(self) -> None:
+        for name, paths in self.frames.items():
+            first, *rest = [Image.open(path).quantize(128) for path in paths]
+            # A second for the last frame, before it starts again.
+            times = [200] * len(rest) + [1000]
+            path = self.folder / f"warps_{name}.gif"
+            first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
+
+
+def spread_over_classes(labels: Tensor, count: int) -> Tensor:
+    """Indices of `count` images (or all, if fewer), the classes in turn: (count,)."""
+    rank = torch.zeros_like(labels)
+    for label in labels.unique():
+        of_class = labels == label
+        rank[of_class] = torch.arange(int(of_class.sum()))
+    order = torch.argsort(rank * (int(labels.max()) + 1) + labels)
+    return order[:count]
+
+
+def square_outline(per_side: int = 24) -> Tensor:
+    """Points along the border of the square [-1, 1], clockwise and closed: (4 per_side + 1, 2)."""
+    along = torch.linspace(-1, 1, per_side + 1)[:-1]
+    one = torch.ones_like(along)
+    sides = [(along, -one), (one, along), (-along, one), (-one, -along)]
+    points = torch.cat([torch.stack(side, dim=1) for side in sides])
+    return torch.cat((points, points[:1]))
+
+
+@torch.no_grad()
+def draw(transformer: SpatialTransformer, theta: Tensor, images: Tensor, names: list[str], title: str) -> Image.Image:
+    """Originals (N, 3, H, W) uint8 with the outline of the region that θ (N, P) samples, and the samples below them."""
+    height, width = images.shape[-2:]
+    warped = transformer.transform(images.float(), theta).round().clamp(0, 255).byte()
+    outline = transformer.warp(theta, square_outline().to(theta))
+    if transformer.align_corners:  # there ±1 is the centre of the outermost pixel, not its edge
+        outline = outline * torch.tensor([1 - 1 / width, 1 - 1 / height]).to(outline)
+    corners = (outline.cpu() + 1) / 2 * SIDE + GAP
+
+    columns = min(COLUMNS, len(images))
+    blocks = -(-len(images) // columns)
+    canvas = Image.new("RGB", (MARGIN + columns * CELL, TOP + blocks * BLOCK), "white")
+    brush, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=12)
+    brush.text((4, 4), title, "black", font)
+    for index, name in enumerate(names):
+        block, column = divmod(index, columns)
+        left, top = MARGIN + column * CELL, TOP + block * BLOCK
+        cell = to_picture(images[index])
+        ImageDraw.Draw(cell).line([(x, y) for x, y in corners[index].tolist()], OUTLINE, width=2)
+        canvas.paste(cell, (left, top + TOP))
+        canvas.paste(to_picture(warped[index]), (left, top + TOP + CELL - GAP))
+        brush.text((left + GAP, top + TOP - 4), name, "black", font)
+        if column == 0:
+            brush.text((8, top + TOP + CELL // 2), "input", "black", font)
+            brush.text((8, top + TOP + CELL + CELL // 2 - GAP), "sampled", "black", font)
+    return canvas
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """An image (3, H, W) uint8 as a cell of the gallery, its pixels kept as squares."""
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    cell = Image.new("RGB", (CELL, CELL), "white")
+    cell.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (GAP, GAP))
+    return cell

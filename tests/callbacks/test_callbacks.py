@@ -1,0 +1,143 @@
+"""The pictures and numbers of a run, from a network whose θ is known."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from stn.callbacks import History, ThetaMonitor, WarpGallery
+from stn.callbacks.theta_monitor import summarize
+from stn.callbacks.warp_gallery import GAP, MARGIN, SIDE, TOP, draw, spread_over_classes, square_outline
+from stn.classifier import Classifier
+from stn.data import ShapesDataModule
+from stn.layers import ConvLocalization, SpatialTransformer
+
+MODEL = {
+    "_target_": "stn.networks.sequential",
+    "transformer": {
+        "_target_": "stn.layers.SpatialTransformer",
+        "localization": {"_target_": "stn.layers.ConvLocalization", "channels": [4], "kernels": [5], "hidden": 8},
+    },
+    "classifier": {"_target_": "stn.networks.ConvNet", "channels": [4, 4], "hidden": 8},
+}
+# No step is taken: θ stays what the test sets.
+OPTIMIZER = {"_target_": "stn.optimization.Optimization", "algorithm": "sgd", "lr": 1e-12, "schedule": "constant"}
+TURN, SCALE, SHIFT_X, SHIFT_Y = 20.0, 0.5, 0.25, -0.125
+
+
+def known_theta() -> torch.Tensor:
+    cos, sin = SCALE * math.cos(math.radians(TURN)), SCALE * math.sin(math.radians(TURN))
+    return torch.tensor([cos, -sin, SHIFT_X, sin, cos, SHIFT_Y])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs with every callback, whose transformer turns, zooms and shifts as is known."""
+    folder = tmp_path_factory.mktemp("run")
+    classifier = Classifier(MODEL, OPTIMIZER, num_classes=10)
+    with torch.no_grad():
+        classifier.net.get_submodule("transformer").get_submodule("head").bias.copy_(known_theta())
+    pl.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        callbacks=[WarpGallery(str(folder), images=12), ThetaMonitor(), History(str(folder))],
+        logger=TensorBoardLogger(str(folder), name="", version="", default_hp_metric=False),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    ).fit(classifier, datamodule=ShapesDataModule(train_images=60, test_images=20, batch_size=20, val_fraction=0.5))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def events(run: Path) -> EventAccumulator:
+    found = EventAccumulator(str(run), size_guidance={"images": 0, "histograms": 0})
+    found.Reload()
+    return found
+
+
+def test_a_picture_of_every_epoch_and_their_animation(run: Path) -> None:
+    pictures = sorted(path.name for path in (run / "warps").iterdir())
+    assert pictures == [f"transformer_epoch_00{epoch}.png" for epoch in (1, 2, 3)]
+    with Image.open(run / "warps_transformer.gif") as film, Image.open(run / "warps" / pictures[0]) as first:
+        assert film.n_frames == 3 and film.size == first.size
+    with Image.open(run / "accuracy.png") as curve:
+        assert np.asarray(curve.convert("L")).std() > 10
+
+
+def test_tensorboard_has_the_pictures_histograms_and_scalars(events: EventAccumulator, run: Path) -> None:
+    images = events.Images("warps/transformer")
+    assert len(images) == 3
+    assert [len(events.Histograms(f"transformer/theta_{index}")) for index in range(6)] == [3] * 6
+    assert {"train/accuracy", "val/accuracy", "train/loss", "val/loss"} <= set(events.Tags()["scalars"])
+    with Image.open(run / "warps" / "transformer_epoch_001.png") as picture:
+        assert (images[0].width, images[0].height) == picture.size
+
+
+@pytest.mark.parametrize(
+    ("quantity", "mean", "within"),
+    [
+        ("rotation_degrees", TURN, 0.2),
+        ("scale", SCALE, 1e-3),
+        ("shift_x_pixels", SHIFT_X * 16, 1e-2),
+        ("shift_y_pixels", SHIFT_Y * 16, 1e-2),
+    ],
+)
+def test_theta_is_told_in_degrees_and_pixels(
+    events: EventAccumulator, quantity: str, mean: float, within: float
+) -> None:
+    assert events.Scalars(f"transformer/{quantity}_mean")[-1].value == pytest.approx(mean, abs=within)
+    assert events.Scalars(f"transformer/{quantity}_spread")[-1].value == pytest.approx(0, abs=within)
+
+
+def test_rotations_are_averaged_around_the_circle() -> None:
+    degrees = torch.tensor([170.0, -170.0, 175.0, -175.0]).deg2rad()
+    zeros = torch.zeros(4)
+    theta = torch.stack((degrees.cos(), -degrees.sin(), zeros, degrees.sin(), degrees.cos(), zeros), dim=1)
+    mean, spread = summarize(SpatialTransformer(ConvLocalization()), theta, 32, 32)["rotation_degrees"]
+    assert abs(mean.item()) == pytest.approx(180, abs=1e-3)
+    assert spread.item() == pytest.approx(torch.tensor([10.0, 10, 5, 5]).square().mean().sqrt().item(), rel=0.01)
+
+
+def test_the_picture_shows_original_outline_and_what_was_sampled() -> None:
+    """A transformer that reads the right half shows only the right half's colour, and its outline lies there."""
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    image[:, 1, :, 16:] = 255
+    theta = torch.tensor([[0.4, 0.0, 0.5, 0.0, 0.4, 0.0]])
+    picture = np.asarray(draw(SpatialTransformer(ConvLocalization()), theta, image, ["half"], "title"))
+    top, left = TOP + TOP + GAP, MARGIN + GAP
+    original = picture[top : top + SIDE, left : left + SIDE]
+    sampled = picture[top + SIDE + GAP :][:SIDE, left : left + SIDE]
+    red = (original == (255, 0, 0)).all(axis=2)
+    rows, columns = np.nonzero(red)
+    assert columns.min() == pytest.approx(SIDE * (1.1 / 2), abs=2) and columns.max() == pytest.approx(
+        SIDE * 0.95, abs=2
+    )
+    assert rows.min() == pytest.approx(SIDE * 0.3, abs=2) and rows.max() == pytest.approx(SIDE * 0.7, abs=2)
+    assert (sampled == (0, 255, 0)).all()
+    assert (original[:, : SIDE // 2 - 2] == 0).all()
+
+
+def test_images_are_spread_over_the_classes() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 3 + [2] * 30)
+    assert labels[spread_over_classes(labels, 7)].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert labels[spread_over_classes(labels, 11)].tolist() == [0, 1, 2] * 3 + [0, 2]
+    assert len(spread_over_classes(labels, 500)) == 83
+
+
+def test_the_outline_is_the_border_of_the_square() -> None:
+    points = square_outline(per_side=4)
+    assert torch.equal(points[0], points[-1]) and len(points) == 17
+    assert torch.equal(points.abs().amax(dim=1), torch.ones(17))
+
+
+def test_no_picture_of_no_images() -> None:
+    with pytest.raises(ValueError, match="images must be 1 or more, not 0"):
+        WarpGallery("figures", images=0)
