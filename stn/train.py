@@ -1,0 +1,248 @@
+"""python -m stn.train: composes the config, checks it, builds, fits, tests the best checkpoint, and reports.
+
+python -m stn.train experiment=demo
+python -m stn.train trainer.max_epochs=50
+python -m stn.train -m model=lenet,wide seed=1,2
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from stn import config as configs
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+    from pytorch_lightning.loggers import Logger
+
+    from stn.callbacks import History
+    from stn.classifier import Classifier
+    from stn.data.resident import ResidentDataModule
+
+# torch and Lightning are imported where something is computed: --help and --cfg job answer at once.
+
+BAD_INPUT = 2
+INTERRUPTED = 130  # the shell's exit code for a program ended by Ctrl-C
+
+
+def train(config: DictConfig) -> int:
+    """One run, from a composed config to its folder. Returns the exit code; raises ConfigError for bad input."""
+    import torch
+    from pytorch_lightning import seed_everything
+    from pytorch_lightning.callbacks import Timer
+
+    from stn.callbacks import History, NetworkSummary
+
+    quieten()
+    configs.check(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), folder / "config.yaml")
+    seed_everything(config.seed, verbose=False)
+
+    history, timer = History(str(folder / "figures")), Timer()
+    callbacks = [
+        *build_all(config.callbacks, "callbacks"),
+        history,
+        timer,
+        NetworkSummary(),
+        progress_bar(),
+    ]
+    trainer: pl.Trainer = build(
+        config.trainer,
+        "trainer",
+        callbacks=callbacks,
+        logger=build_all(config.logger, "logger"),
+        default_root_dir=str(folder),
+        enable_checkpointing="checkpoint" in config.callbacks,
+        enable_autolog_hparams=False,
+    )
+    data: ResidentDataModule = build(config.data, "data")
+    classifier = build_classifier(config)
+    classifier.example_input_array = torch.zeros(2, 3, config.data.image_size, config.data.image_size)
+    device = trainer.strategy.root_device
+    print(f"{os.path.relpath(folder)}: {trainer.precision} on {device}, {torch.get_num_threads()} threads")
+
+    interrupted = False
+    try:
+        with sentences("data"):
+            data.trainer = trainer
+            data.prepare_data()
+            data.setup("fit")
+        trainer.fit(classifier, datamodule=data)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        interrupted = True
+
+    images = trainer.num_training_batches * data.batch_size * trainer.world_size
+    # Before the test: loading the best checkpoint puts the callbacks back to its epoch.
+    metrics = fit_metrics(classifier, history, timer.time_elapsed("train"), int(images))
+    if not interrupted:
+        best = "best" if trainer.checkpoint_callback else None
+        test = trainer.test(classifier, datamodule=data, ckpt_path=best, verbose=False)[0]
+        metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
+    if trainer.is_global_zero:
+        report(folder, classifier, trainer.loggers, metrics)
+    return INTERRUPTED if interrupted else 0
+
+
+def build_classifier(config: DictConfig) -> Classifier:
+    """The classifier of a composed config."""
+    from stn.classifier import Classifier
+
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    with sentences("optimizer"):
+        instantiate(plain["optimizer"])
+    with sentences("model"):
+        return Classifier(plain["model"], plain["optimizer"], plain["data"]["num_classes"], plain["label_smoothing"])
+
+
+def build(node: DictConfig, path: str, **extra: Any) -> Any:
+    """The object that a node of the config describes. Raises ConfigError when the values do not suit it."""
+    with sentences(path):
+        return instantiate(node, **extra)
+
+
+def build_all(nodes: DictConfig, path: str) -> list[Any]:
+    """The objects of a group whose keys are names, in order."""
+    return [build(node, f"{path}.{name!s}") for name, node in nodes.items()]
+
+
+@contextmanager
+def sentences(path: str) -> Iterator[None]:
+    """Turns what is the user's to mend (bad values, files, devices) into a ConfigError that names the part at fault."""
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except InstantiationException as error:
+        cause = error.__cause__
+        if not isinstance(cause, (ValueError, OSError, MisconfigurationException)):
+            raise
+        inner = re.search(r"full_key: (\S+)", str(error))
+        key: str = inner[1] if inner else path
+        where = key if key.startswith(path) else path + "." + key
+        raise configs.ConfigError(f"{where}: {cause!s}") from error
+    except (ValueError, OSError, MisconfigurationException) as error:
+        raise configs.ConfigError(f"{path}: {error}") from error
+
+
+def progress_bar() -> pl.Callback:
+    """Rich's bar on a terminal; a plain one, refreshed less often, where the output goes to a file."""
+    from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+
+    return RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=50)
+
+
+def quieten() -> None:
+    """Keeps Lightning's advertisements and its warnings about what is meant to be so out of the output."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        "Experiment logs directory .* exists",
+        "Checkpoint directory .* exists",
+        "The number of training batches",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def fit_metrics(classifier: Classifier, history: History, seconds: float, images: int) -> dict[str, float]:
+    """What training came to, with `images` an epoch: accuracies of the best and last epoch, time, images a second."""
+    metrics: dict[str, float] = {"parameters": sum(parameter.numel() for parameter in classifier.net.parameters())}
+    epochs = len(history.rows)
+    if epochs == 0:
+        return metrics
+    best, last = history.best(), history.rows[-1]
+    return metrics | {
+        "epochs": epochs,
+        "best_epoch": best["epoch"],
+        "best_val_accuracy": best["val/accuracy"],
+        "last_val_accuracy": last["val/accuracy"],
+        "seconds": seconds,
+        "seconds_per_epoch": seconds / epochs,
+        "images_per_second": images * epochs / seconds,
+    }
+
+
+def report(folder: Path, classifier: Classifier, loggers: list[Logger], metrics: Mapping[str, float]) -> None:
+    """Writes metrics.json, shows its figures as a table, and logs them beside the hyper-parameters."""
+    from pytorch_lightning.loggers import TensorBoardLogger
+    from rich.console import Console
+    from rich.table import Table
+
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    table = Table(show_header=False)
+    for name, value in metrics.items():
+        shown = f"{value:.2%}" if name.endswith("accuracy") else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+        table.add_row(name.replace("_", " "), shown)
+    Console().print(table)
+    shown = os.path.relpath(folder)
+    print(f"everything is in {shown}, the pictures in {shown}/figures")
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(dict(classifier.hparams), dict(metrics))
+            logger.save()
+            program = "tensorboard"
+            if not shutil.which(program):
+                program = os.path.relpath(Path(sys.executable).with_name(program))
+            print(f"the dashboard: {program} --logdir {shown}")
+
+
+@hydra.main(version_base="1.3", config_path=configs.folder(), config_name="config")
+def launch(config: DictConfig) -> None:
+    """Hydra's task: one run, its failure said at once and kept in its folder, so that a sweep goes on."""
+    try:
+        code = train(config)
+    except Exception as error:
+        sentence = configs.explain(error)
+        text = f"stn.train: {sentence}\n" if sentence else traceback.format_exc()
+        sys.stderr.write(text)
+        (Path(HydraConfig.get().runtime.output_dir) / "error.txt").write_text(text)
+        code = BAD_INPUT if sentence else 1
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise JobFailedError(code) from error
+    if code:
+        sys.exit(code)
+
+
+class JobFailedError(Exception):
+    """A job of a sweep ended with this exit code; what was wrong is said already."""
+
+
+def main() -> None:
+    """The command line: exit code 2 and one sentence for bad input."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would else print as a traceback
+    configs.register()
+    try:
+        launch()
+    except JobFailedError as failed:
+        sys.exit(failed.args[0])
+    except Exception as error:
+        sentence = configs.explain(error)
+        if sentence is None and isinstance(error, OSError):  # a run tells its own: this is Hydra, making its folder
+            sentence = f"the output folder cannot be written: {error}"
+        if sentence is None:
+            raise
+        print(f"stn.train: {sentence}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main()

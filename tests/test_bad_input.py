@@ -1,0 +1,108 @@
+"""What is wrong with the input is said in one sentence, with exit code 2, by the command as a user types it."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def refused(found: subprocess.CompletedProcess[str], *said: str) -> None:
+    """One sentence with these words on the standard error, exit code 2."""
+    assert found.returncode == 2, found.stderr + found.stdout
+    assert "Traceback" not in found.stderr
+    sentences = [line for line in found.stderr.splitlines() if line.startswith("stn.train: ")]
+    assert len(sentences) == 1, found.stderr
+    for words in said:
+        assert words in sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.batchsize=64", "data has no key 'batchsize'; did you mean 'batch_size'?"),
+        ("optimizr.lr=1", "no group 'optimizr'; did you mean 'optimizer'?"),
+        ("optimizer.lrr=1", "optimizer has no key 'lrr'; did you mean 'lr'?"),
+        ("model=lenett", "model=lenett: there is no such model; did you mean 'lenet'?"),
+        ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
+        ("optimizer.lr=-1", "lr must be above 0, not -1"),
+        ("data.batch_size=0", "data: batch_size must be 1 or more, not 0"),
+        ("data.batch_size=49", "batch_size 49 is larger than the training set of 48 images"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 must be 1 or more"),
+        ("hydra.run.dir=/dev/null/run", "the output folder cannot be written"),
+        ("a=b=c", "'a=b=c' is not understood"),
+    ],
+)
+def test_settings(override: str, said: str, command: Command) -> None:
+    refused(command(*TINY, override), said)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_where_there_is_none(command: Command) -> None:
+    refused(command(*TINY, "trainer=gpu"), "trainer.accelerator=gpu", "torch finds no GPU here", "trainer=cpu")
+
+
+def test_no_network_and_no_data(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy"):  # a port where nobody answers: the same on every machine
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    found = command("trainer.max_epochs=1")
+    refused(found, str(tmp_path / "data"), "cifar-10-batches-py", "data=shapes", "data=image_folder")
+
+
+@pytest.mark.parametrize("data", ["cifar10", "image_folder"])
+def test_a_data_root_that_is_a_file(data: str, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused(command(f"data={data}", "data.root=file"), "file", "is not a folder" if data != "cifar10" else "is a file")
+
+
+def test_a_data_root_that_is_not_there(command: Command) -> None:
+    refused(command("data=image_folder", "data.root=nowhere"), "nowhere/train is not a folder", "train/<class>/<image>")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "images"
+    for split in ("train", "test"):
+        for colour in ("green", "red"):
+            (root / split / colour).mkdir(parents=True)
+            for index in range(8):
+                Image.new("RGB", (32, 32), colour).save(root / split / colour / f"{index}.png")
+    return root
+
+
+FOLDER = ["data=image_folder", "data.root=images", "data.batch_size=4", "data.val_fraction=0.25", "model=convnet_small"]
+QUICK = ["trainer=cpu", "trainer.max_epochs=1", "callbacks=none", "logger=none"]
+
+
+def test_a_truncated_image_is_named(command: Command, tree: Path) -> None:
+    path = tree / "test" / "red" / "3.png"
+    path.write_bytes(path.read_bytes()[:50])
+    refused(command(*FOLDER, *QUICK), "images/test/red/3.png is not a readable image")
+
+
+def test_test_classes_that_are_not_the_training_classes(command: Command, tree: Path) -> None:
+    (tree / "test" / "green").rename(tree / "test" / "blue")
+    refused(command(*FOLDER, *QUICK), "the classes of images/test are not those of images/train", "'blue'")
+
+
+def test_an_empty_class(command: Command, tree: Path) -> None:
+    (tree / "train" / "white").mkdir()
+    refused(command(*FOLDER, *QUICK), "the class folder images/train/white is empty")
+
+
+def test_images_of_other_sizes_are_resized_with_a_note(command: Command, tree: Path) -> None:
+    Image.new("RGB", (50, 40), "red").save(tree / "train" / "red" / "0.png")
+    found = command(*FOLDER, *QUICK)
+    assert found.returncode == 0, found.stderr
+    assert "images/train: 1 of 16 images resized to 32 x 32" in found.stdout + found.stderr
+
+
+def test_the_users_own_images_of_two_classes(command: Command, tree: Path) -> None:
+    found = command(*FOLDER, "trainer=cpu", "trainer.max_epochs=3", "optimizer.lr=0.05", "hydra.run.dir=run")
+    assert found.returncode == 0, found.stderr
+    assert (tree.parent / "run" / "metrics.json").is_file()

@@ -1,0 +1,179 @@
+"""Every choice of every group composes, fits the code it configures, and says what is wrong when it does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from omegaconf import DictConfig, OmegaConf
+
+from stn import config as configs
+from stn.config import ConfigError
+from stn.train import build, build_all, build_classifier, train
+
+Compose = Callable[..., DictConfig]
+
+GROUPS = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml"))
+    for group in Path(configs.folder()).iterdir()
+    if group.is_dir()
+}
+HERE = {"default", "cpu", "mixed"}  # trainers that need nothing this machine may lack
+
+
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group, names in GROUPS.items() for name in names])
+def test_every_choice_composes_and_fits_the_code(choice: str, composed: Compose, tmp_path: Path) -> None:
+    config = composed(choice, *([f"data.root={tmp_path}"] if "image_folder" in choice else []))
+    if choice == "trainer=gpu" and not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch finds no GPU here"):
+            configs.check(config)
+    else:
+        configs.check(config)
+    if choice.startswith(("experiment", "model", "optimizer")):
+        build_classifier(config)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [f"model={name}" for name in GROUPS["model"]]
+    + [f"optimizer={name}" for name in GROUPS["optimizer"]]
+    + [f"trainer={name}" for name in GROUPS["trainer"] if name in HERE]
+    + [f"callbacks={name}" for name in GROUPS["callbacks"]]
+    + [f"logger={name}" for name in GROUPS["logger"]]
+    + [f"experiment={name}" for name in GROUPS["experiment"]],
+)
+def test_every_choice_trains(choice: str, composed: Compose, tmp_path: Path) -> None:
+    small = [value for value in TINY if value.partition("=")[0] != choice.partition("=")[0]]
+    if choice.startswith("experiment"):
+        small = [value for value in small if not value.startswith("model=")]
+    assert train(composed(*small, choice, "trainer.max_epochs=1")) == 0
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("eva7_pujahari", 1_585_008),
+        ("eva_part_a", 39_884),
+        ("eva6_gilf641", 1_585_008),
+        ("eva7_nemani", 802_492),
+        ("eva6_adil", 1_585_008),
+    ],
+)
+def test_presets_are_the_published_systems(preset: str, parameters: int, composed: Compose) -> None:
+    config = composed(f"experiment={preset}")
+    classifier = build_classifier(config)
+    assert sum(parameter.numel() for parameter in classifier.net.parameters()) == parameters
+    optimizer, schedule = classifier.optimization.build(classifier.net, steps=100)
+    assert type(optimizer) is torch.optim.SGD
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.0, 0.0)
+    schedule.step()
+    assert schedule.get_last_lr()[0] == 0.01
+    data = config.data
+    assert (data.batch_size, data.flip, data.shift, data.cutout, data.validate_on) == (64, False, 0, 0, "test")
+    assert config.label_smoothing == 0
+    assert config.trainer.max_epochs == (20 if preset == "eva6_adil" else 50)
+    transformer = classifier.net.get_submodule("transformer")
+    assert transformer.align_corners is (preset == "eva6_adil")
+    assert transformer.padding == "zeros"
+    assert data.mean[0] == (0.1307 if preset == "eva6_gilf641" else 0.4914)
+
+
+def test_everything_trains_50_epochs_unless_a_preset_says_otherwise(composed: Compose) -> None:
+    for name in GROUPS["trainer"]:
+        assert composed(f"trainer={name}").trainer.max_epochs == 50
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+data.batchsize=3", r"data.batchsize=3: data has no key 'batchsize'; did you mean 'batch_size'\?"),
+        ("data.batch_size=big", "data.batch_size=big must be a whole number"),
+        ("data.batch_size=2.5", "data.batch_size=2.5 must be a whole number"),
+        ("data.batch_size=true", "data.batch_size=True must be a whole number"),
+        ("data.mean=[a,b,c]", "data.mean=.* must be a list of numbers"),
+        ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
+        ("optimizer.algorithm=adam", "optimizer.algorithm=adam must be sgd or adamw"),
+        ("model.transformer.padding=same", "model.transformer.padding=same must be zeros or border or reflection"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 must be 1 or more"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0 must be 1 or more"),
+        ("trainer.max_epochs=null", "trainer.max_epochs=None must be 1 or more"),
+        ("seed=-1", "seed=-1 must be a whole number, 0 or more"),
+        ("seed=one", "seed=one must be a whole number, 0 or more"),
+        ("label_smoothing=1.5", r"label_smoothing=1.5 must be a number in \[0, 1\)"),
+        ("data._target_=stn.data.MNIST", "data._target_=stn.data.MNIST cannot be imported"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(override: str, said: str, composed: Compose) -> None:
+    with pytest.raises(ConfigError, match=said):
+        configs.check(composed(override))
+
+
+@pytest.mark.parametrize(
+    ("override", "part", "said"),
+    [
+        ("data.batch_size=0", "data", "data: batch_size must be 1 or more, not 0"),
+        ("callbacks.warps.images=0", "callbacks", "callbacks.warps: images must be 1 or more, not 0"),
+        ("model.transformer.localization.kernels=[40,3]", "model", "model.transformer.localization: image_size 32 is"),
+        ("optimizer.lr=-1", "optimizer", "optimizer: lr must be above 0, not -1"),
+        ("trainer.precision=7", "trainer", "trainer: Precision '?7'? is invalid"),
+    ],
+)
+def test_values_out_of_range_are_named_where_they_stand(override: str, part: str, said: str, composed: Compose) -> None:
+    config = composed(override)
+    with pytest.raises(ConfigError, match=said):
+        if part in ("model", "optimizer"):
+            build_classifier(config)
+        elif part == "callbacks":
+            build_all(config.callbacks, part)
+        else:
+            build(config[part], part)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.batchsize=3"], "data.batchsize: data has no key 'batchsize'; did you mean 'batch_size'?"),
+        (["optimizr=sgd"], "optimizr: the config has no key and no group 'optimizr'; did you mean 'optimizer'?"),
+        (["model=lenett"], "model=lenett: there is no such model; did you mean 'lenet'?"),
+        (
+            ["experiment=eva7_nemany"],
+            "experiment=eva7_nemany: there is no such experiment; did you mean 'eva7_nemani'?",
+        ),
+        (["a=b=c"], "'a=b=c' is not understood; write key=value, or quote the value"),
+        (["trainer.overfit_batches=1"], "trainer.overfit_batches is left at its default by the config; set it with +"),
+    ],
+)
+def test_command_lines_that_do_not_compose_are_explained(overrides: list[str], said: str, composed: Compose) -> None:
+    with pytest.raises(Exception) as caught:
+        composed(*overrides)
+    assert said in (configs.explain(caught.value) or "")
+
+
+def test_other_errors_are_not_explained_away() -> None:
+    assert configs.explain(RuntimeError("a bug")) is None
+
+
+def test_class_count_of_a_folder(tmp_path: Path) -> None:
+    assert configs.class_count(str(tmp_path)) == 0
+    for name in ("ant", "bee", ".cache"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    assert configs.class_count(str(tmp_path)) == 2
+
+
+def test_precision_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for fast, expected in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert configs.fastest_precision("auto") == configs.fastest_precision("cpu") == expected
+
+
+def test_the_saved_config_is_the_composed_one(composed: Compose, tmp_path: Path) -> None:
+    config = composed(*TINY, "trainer.max_epochs=1", "seed=7")
+    train(config)
+    saved = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    expected = OmegaConf.to_container(config, resolve=True)
+    assert OmegaConf.to_container(saved) == expected

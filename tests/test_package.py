@@ -1,0 +1,86 @@
+"""What the package needs to be imported, and what an installed copy carries."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import environment
+
+import stn
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKED = (
+    "pytorch_lightning",
+    "hydra",
+    "omegaconf",
+    "torchmetrics",
+    "torchvision",
+    "tensorboard",
+    "matplotlib",
+    "rich",
+)
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True)
+
+
+def test_the_layer_needs_torch_alone(tmp_path: Path) -> None:
+    block = "".join(f"sys.modules[{name!r}] = None\n" for name in BLOCKED)
+    code = (
+        f"import sys\n{block}import stn, torch\n"
+        "layer = stn.SpatialTransformer(stn.ConvLocalization())\n"
+        "assert layer(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)\n"
+        "stn.LeNet5(), stn.WideResNet(), stn.thetas(layer, torch.rand(2, 3, 32, 32))\n"
+    )
+    found = python(code, tmp_path)
+    assert found.returncode == 0, found.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    for name in stn.__all__:
+        assert getattr(stn, name).__doc__, name
+    assert dir(stn) == sorted(stn.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Warp'"):
+        stn.Warp  # noqa: B018
+
+
+@pytest.mark.parametrize("argument", [["--help"], ["--cfg", "job"]])
+def test_help_and_config_answer_without_torch(argument: list[str], tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.argv = ['stn.train', *{argument}]\n"
+        "from stn.train import main\ntry:\n    main()\nfinally:\n"
+        "    assert not {'torch', 'pytorch_lightning', 'matplotlib'} & set(sys.modules), 'imported for nothing'\n"
+    )
+    found = python(code, tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "python -m stn.train" in found.stdout or "max_epochs: 50" in found.stdout
+
+
+def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    source = tmp_path / "source"
+    copied = ["pyproject.toml", "README.md", "LICENSE", "stn", "conf"]
+    source.mkdir()
+    subprocess.run(["cp", "-r", *[str(ROOT / name) for name in copied], str(source)], check=True)
+    made = subprocess.run([*build, str(source)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    configs = {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
+    carried = {
+        str(path.relative_to(installed / "stn" / "conf")) for path in (installed / "stn" / "conf").rglob("*.yaml")
+    }
+    assert carried == configs
+    shown = subprocess.run(
+        [sys.executable, "-m", "stn.train", "--cfg", "job"],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0 and "max_epochs: 50" in shown.stdout, shown.stderr

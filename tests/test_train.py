@@ -1,0 +1,154 @@
+"""The program end to end, by the commands a user types."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, environment
+from omegaconf import DictConfig
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from stn.classifier import Classifier
+from stn.train import train
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+TIMES = {"seconds", "seconds_per_epoch", "images_per_second"}
+
+
+def figures(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_run_leaves_all_there_is_to_know(command: Command, tmp_path: Path) -> None:
+    found = command(*TINY)
+    assert found.returncode == 0, found.stderr
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "figures/accuracy.png",
+        "figures/warps_transformer.gif",
+        "figures/warps/transformer_epoch_001.png",
+        "figures/warps/transformer_epoch_002.png",
+    } <= names
+    assert not any(name.startswith(".hydra") or name == "error.txt" for name in names)
+
+    metrics = figures(folder)
+    assert metrics["parameters"] == 39_884 and metrics["epochs"] == 2
+    with (folder / "metrics.csv").open() as file:
+        accuracies = [float(row["val/accuracy"]) for row in csv.DictReader(file) if row["val/accuracy"]]
+    assert metrics["last_val_accuracy"] == pytest.approx(accuracies[-1])
+    assert metrics["best_val_accuracy"] == pytest.approx(max(accuracies))
+    assert accuracies[int(metrics["best_epoch"]) - 1] == pytest.approx(max(accuracies))
+    assert metrics["images_per_second"] == pytest.approx(40 * 2 / metrics["seconds"], rel=0.01)
+
+    for shown in ("test accuracy", "images per second", "ConvLocalization", str(folder.relative_to(tmp_path))):
+        assert shown in found.stdout, shown
+    assert f"tensorboard --logdir {folder.relative_to(tmp_path)}\n" in found.stdout
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert {"val/accuracy", "transformer/rotation_degrees_mean"} <= set(events.Tags()["scalars"])
+    assert "warps/transformer" in events.Tags()["images"]
+
+
+def test_the_best_checkpoint_is_what_was_tested(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    from stn.data import ShapesDataModule
+
+    train(composed(*TINY, "trainer.max_epochs=4", "optimizer.lr=0.05"))
+    best = Classifier.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True).eval()
+    data = ShapesDataModule(train_images=60, test_images=20, batch_size=20, mean=(0.4,) * 3, std=(0.25,) * 3)
+    data.setup()
+    with torch.no_grad():
+        hits = [(best(images).argmax(1) == labels).float() for images, labels in data.test_dataloader()]
+    assert figures(tmp_path / "run")["test_accuracy"] == pytest.approx(torch.cat(hits).mean().item())
+
+
+def test_a_seed_repeats_a_run_and_another_does_not(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    found = []
+    for seed in (1, 1, 2):
+        train(composed(*TINY, "callbacks=none", "logger=none", f"seed={seed}"))
+        metrics = figures(tmp_path / "run")
+        found.append({name: value for name, value in metrics.items() if name not in TIMES})
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_sweep_runs_every_combination(command: Command, tmp_path: Path) -> None:
+    found = command("-m", *TINY, "model=convnet_small,lenet", "seed=1,2", "trainer.max_epochs=1", "callbacks=none")
+    assert found.returncode == 0, found.stderr
+    (sweep,) = (tmp_path / "outputs").glob("*/*-sweep")
+    parameters = [figures(sweep / str(job))["parameters"] for job in range(4)]
+    assert parameters == [39_884, 39_884, 802_492, 802_492]
+
+
+def test_a_failing_job_says_so_at_once_and_the_sweep_goes_on(command: Command, tmp_path: Path) -> None:
+    found = command("-m", *TINY, "data.batch_size=1000,20", "trainer.max_epochs=1", "callbacks=none")
+    assert found.returncode == 2
+    (sweep,) = (tmp_path / "outputs").glob("*/*-sweep")
+    sentence = "stn.train: data: batch_size 1000 is larger than the training set of 48 images"
+    assert (sweep / "0" / "error.txt").read_text().strip() == sentence
+    assert found.stderr.count(sentence) == 1 and "Traceback" not in found.stderr
+    assert (sweep / "1" / "metrics.json").is_file() and not (sweep / "1" / "error.txt").exists()
+
+
+def test_ctrl_c_ends_in_order_and_keeps_what_there_is(tmp_path: Path) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "stn.train", *TINY, "trainer.max_epochs=100000", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    second = tmp_path / "run" / "figures" / "warps" / "transformer_epoch_002.png"
+    patience = time.monotonic() + 120
+    while not second.exists() and time.monotonic() < patience:
+        time.sleep(0.1)
+    program.send_signal(signal.SIGINT)
+    said, _ = program.communicate(timeout=120)
+    assert program.returncode == 130, said
+    assert "Traceback" not in said
+    metrics = figures(tmp_path / "run")
+    assert 1 <= metrics["epochs"] < 100000 and "test_accuracy" not in metrics
+    torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    with Image.open(tmp_path / "run" / "figures" / "warps_transformer.gif") as film:
+        assert film.n_frames >= 2
+    assert (tmp_path / "run" / "figures" / "accuracy.png").is_file()
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert any(row["val/accuracy"] for row in csv.DictReader(file))
+
+
+def test_two_processes_train_one_network(command: Command, tmp_path: Path) -> None:
+    distributed = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    found = command(*[value for value in TINY if value != "trainer=cpu"], *distributed, "data.batch_size=10")
+    assert found.returncode == 0, found.stderr
+    folders = list((tmp_path / "outputs").glob("*/*"))
+    assert len(folders) == 1
+    metrics = figures(folders[0])
+    assert metrics["epochs"] == 2
+    # 48 training images: two batches of ten in each of two processes.
+    assert metrics["images_per_second"] == pytest.approx(40 * 2 / metrics["seconds"], rel=0.01)
+    assert found.stdout.count("test accuracy") == 1
+
+
+def test_deterministic_training_works(composed: Callable[..., DictConfig]) -> None:
+    assert train(composed(*TINY, "trainer.deterministic=true", "trainer.max_epochs=1")) == 0
+    torch.use_deterministic_algorithms(False)
+
+
+def test_no_file_of_an_earlier_run_is_overwritten(command: Command, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert command(*TINY, "trainer.max_epochs=1", "callbacks=none", "logger=none").returncode == 0
+    assert len(list((tmp_path / "outputs").glob("*/*/metrics.json"))) == 2
