@@ -1,0 +1,115 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import hflip
+
+from stn.data.batches import Augmentation, Batches
+
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # so that a batch shows the grey levels themselves
+
+
+def numbered(count: int, size: int = 8) -> Tensor:
+    """Images of which each pixel tells which image, row and column it is."""
+    images = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+    images[:, 0] = torch.arange(count)[:, None, None]
+    images[:, 1] = torch.arange(size)[:, None]
+    images[:, 2] = torch.arange(size)
+    return images
+
+
+def batches(count: int = 25, batch_size: int = 10, **options: object) -> Batches:
+    return Batches(numbered(count), torch.arange(count), batch_size=batch_size, **PLAIN, **options)  # type: ignore[arg-type]
+
+
+def epoch(found: Batches, number: int) -> list[tuple[Tensor, Tensor]]:
+    found.set_epoch(number)
+    return list(found)
+
+
+def test_without_augmentation_every_image_comes_once_in_order() -> None:
+    parts = list(batches())
+    assert [len(labels) for _, labels in parts] == [10, 10, 5] and len(batches()) == 3
+    assert torch.cat([labels for _, labels in parts]).tolist() == list(range(25))
+    assert torch.equal(torch.cat([images for images, _ in parts]), numbered(25).float())
+
+
+def test_normalization_is_torchvisions() -> None:
+    from torchvision.transforms.functional import normalize
+
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    made, _ = next(iter(Batches(images, torch.zeros(4), batch_size=4, mean=mean, std=std)))
+    torch.testing.assert_close(made, normalize(images / 255, list(mean), list(std)))
+
+
+def test_each_epoch_has_its_own_order_and_repeats_itself() -> None:
+    first, again, second = (epoch(batches(augmentation=Augmentation(shift=2)), number) for number in (0, 0, 1))
+    assert [len(labels) for _, labels in first] == [10, 10]
+    for (images, labels), (same_images, same_labels) in zip(first, again, strict=True):
+        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+    assert not torch.equal(first[0][1], second[0][1])
+    other_seed = epoch(batches(augmentation=Augmentation(shift=2), seed=1), 0)
+    assert not torch.equal(first[0][1], other_seed[0][1])
+
+
+def test_labels_stay_with_their_images() -> None:
+    for images, labels in epoch(batches(augmentation=Augmentation(flip=True, shift=3)), 3):
+        assert torch.equal(images[:, 0, 0, 0].long(), labels)
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    images = torch.randint(256, (400, 3, 8, 8), dtype=torch.uint8)
+    moved = Augmentation(flip=True).move(images, torch.Generator().manual_seed(0))
+    mirrored = (moved == hflip(images)).flatten(1).all(dim=1)
+    kept = (moved == images).flatten(1).all(dim=1)
+    assert torch.equal(mirrored, ~kept)
+    assert 150 < mirrored.sum() < 250
+
+
+def test_shift_moves_by_whole_pixels_and_reflects_the_border() -> None:
+    shift, size = 3, 8
+    images = numbered(200, size)
+    moved = Augmentation(shift=shift).move(images, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images.float(), (shift,) * 4, mode="reflect").byte()
+    offsets = set()
+    for image, source in zip(moved, padded, strict=True):
+        crops = {
+            (row, column): source[:, row : row + size, column : column + size]
+            for row in range(2 * shift + 1)
+            for column in range(2 * shift + 1)
+        }
+        offsets |= {offset for offset, crop in crops.items() if torch.equal(image, crop)}
+    rows, columns = zip(*offsets, strict=True)
+    assert set(rows) == set(columns) == set(range(2 * shift + 1))
+
+
+def test_cutout_sets_one_square_to_the_mean() -> None:
+    images = torch.ones(300, 3, 16, 16)
+    erased = Augmentation(cutout=6).erase(images, torch.Generator().manual_seed(0)) == 0
+    assert torch.equal(erased[:, 0], erased[:, 2])
+    heights, widths = erased[:, 0].any(dim=2).sum(dim=1), erased[:, 0].any(dim=1).sum(dim=1)
+    assert torch.equal(erased[:, 0].sum(dim=(1, 2)), heights * widths)
+    assert heights.max() == widths.max() == 6 and heights.min() >= 1
+    assert erased[:, 0].any(dim=0).all()
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+def test_ranks_share_a_pass(augmentation: Augmentation | None) -> None:
+    whole = [batches(24, 4, augmentation=augmentation, rank=rank, ranks=2) for rank in (0, 1)]
+    labels = [torch.cat([labels for _, labels in epoch(share, 5)]).tolist() for share in whole]
+    assert len(labels[0]) == len(labels[1]) == 12
+    assert sorted(labels[0] + labels[1]) == list(range(24))
+
+
+def test_ranks_get_as_many_training_batches_each() -> None:
+    shares = [batches(25, 4, augmentation=Augmentation(), rank=rank, ranks=2) for rank in (0, 1)]
+    assert {len(share) for share in shares} == {len(list(share)) for share in shares} == {3}
+
+
+def test_torchs_dataloader_reads_the_same_images_one_by_one() -> None:
+    """The reference is the usual way: a data set of single images, collated."""
+    images, labels = numbered(25), torch.arange(25)
+    usual = DataLoader(torch.utils.data.TensorDataset(images.float(), labels), batch_size=10)
+    for (ours, truth), (theirs, expected) in zip(batches(), usual, strict=True):
+        assert torch.equal(ours, theirs) and torch.equal(truth, expected)
