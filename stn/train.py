@@ -159,6 +159,8 @@ def quieten() -> None:
         "Experiment logs directory .* exists",
         "Checkpoint directory .* exists",
         "The number of training batches",
+        "Precision .* is not supported by the model summary",
+        ".*isinstance.treespec, LeafSpec.",
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -197,7 +199,8 @@ def report(folder: Path, classifier: Classifier, loggers: list[Logger], metrics:
     print(f"everything is in {shown}, the pictures in {shown}/figures")
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(dict(classifier.hparams), dict(metrics))
+            summary = {f"summary/{name}": value for name, value in metrics.items()}
+            logger.log_hyperparams(dict(classifier.hparams), summary)
             logger.save()
             program = "tensorboard"
             if not shutil.which(program):

@@ -1,6 +1,7 @@
 """The pictures and numbers of a run, from a network whose θ is known."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from stn.callbacks import History, ThetaMonitor, WarpGallery
+from stn.callbacks import History, NetworkSummary, ThetaMonitor, WarpGallery
 from stn.callbacks.theta_monitor import summarize
 from stn.callbacks.warp_gallery import GAP, MARGIN, SIDE, TOP, draw, spread_over_classes, square_outline
 from stn.classifier import Classifier
@@ -141,3 +142,24 @@ def test_the_outline_is_the_border_of_the_square() -> None:
 def test_no_picture_of_no_images() -> None:
     with pytest.raises(ValueError, match="images must be 1 or more, not 0"):
         WarpGallery("figures", images=0)
+
+
+def test_the_summary_shows_layers_shapes_and_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier = Classifier(MODEL, OPTIMIZER, num_classes=10)
+    classifier.example_input_array = torch.zeros(2, 3, 32, 32)
+    data = ShapesDataModule(train_images=20, test_images=20, batch_size=10, val_fraction=0.5)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[NetworkSummary()],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(classifier, datamodule=data)
+    shown = capsys.readouterr().out
+    for line in (r"transformer +│ SpatialTransformer +│ \[N, 3, 32, 32\]", r"  head +│ Linear +│ \[N, 6\] +│ +54"):
+        assert re.search(line, shown), shown
+    assert f"{sum(parameter.numel() for parameter in classifier.parameters()):,}" in shown
+    assert "metrics" not in shown
