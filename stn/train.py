@@ -78,30 +78,37 @@ def train(config: DictConfig) -> int:
     classifier = build_classifier(config)
     classifier.example_input_array = torch.zeros(2, 3, config.data.image_size, config.data.image_size)
     device = trainer.strategy.root_device
-    print(f"{os.path.relpath(folder)}: {trainer.precision} on {device}, {torch.get_num_threads()} threads")
+    if trainer.is_global_zero:
+        print(f"{os.path.relpath(folder)}: {trainer.precision} on {device}, {torch.get_num_threads()} threads")
 
-    interrupted = False
-    try:
-        with sentences("data"):
-            data.trainer = trainer
-            data.prepare_data()
-            data.setup("fit")
+    with sentences("data"):
+        data.trainer = trainer
+        data.prepare_data()
+        data.setup("fit")
+    with going_on_after_interrupt(trainer):
         trainer.fit(classifier, datamodule=data)
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        interrupted = True
 
     images = trainer.num_training_batches * data.batch_size * trainer.world_size
     # Before the test: loading the best checkpoint puts the callbacks back to its epoch.
     metrics = fit_metrics(classifier, history, timer.time_elapsed("train"), int(images))
-    if not interrupted:
-        best = "best" if trainer.checkpoint_callback else None
-        test = trainer.test(classifier, datamodule=data, ckpt_path=best, verbose=False)[0]
-        metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
+    if not trainer.interrupted:
+        best = "best" if getattr(trainer.checkpoint_callback, "best_model_path", "") else None
+        with going_on_after_interrupt(trainer):
+            test = trainer.test(classifier, datamodule=data, ckpt_path=best, verbose=False)[0]
+            metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
     if trainer.is_global_zero:
         report(folder, classifier, trainer.loggers, metrics)
-    return INTERRUPTED if interrupted else 0
+    return INTERRUPTED if trainer.interrupted else 0
+
+
+@contextmanager
+def going_on_after_interrupt(trainer: pl.Trainer) -> Iterator[None]:
+    """Stays when Lightning would exit after Ctrl-C, so that what there is can be reported."""
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
 
 
 def build_classifier(config: DictConfig) -> Classifier:
@@ -237,6 +244,9 @@ def main() -> None:
         launch()
     except JobFailedError as failed:
         sys.exit(failed.args[0])
+    except KeyboardInterrupt:
+        print("stn.train: interrupted before training began", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         sentence = configs.explain(error)
         if sentence is None and isinstance(error, OSError):  # a run tells its own: this is Hydra, making its folder

@@ -113,9 +113,9 @@ def test_ctrl_c_ends_in_order_and_keeps_what_there_is(tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    second = tmp_path / "run" / "figures" / "warps" / "transformer_epoch_002.png"
+    third = tmp_path / "run" / "figures" / "warps" / "transformer_epoch_003.png"
     patience = time.monotonic() + 120
-    while not second.exists() and time.monotonic() < patience:
+    while not third.exists() and time.monotonic() < patience:
         time.sleep(0.1)
     program.send_signal(signal.SIGINT)
     said, _ = program.communicate(timeout=120)
