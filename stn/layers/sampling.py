@@ -41,13 +41,13 @@ def sample(image: Tensor, points: Tensor, *, padding: Padding = "border", align_
     if image.ndim != 4:
         raise ValueError(f"image must be (N, C, H, W), not {tuple(image.shape)}")
     dtype = torch.promote_types(image.dtype, torch.float32)
-    with torch.autocast(image.device.type, enabled=False):
-        # The CPU's sampler is about twice as slow on channels-last input, and returns contiguous output either way.
-        read = F.grid_sample(
-            image.to(dtype).contiguous(),
-            points.to(dtype),
-            mode="bilinear",
-            padding_mode=padding,
-            align_corners=align_corners,
-        )
+    # The CPU's sampler is about twice as slow on channels-last input, and returns contiguous output either way.
+    # Autocast leaves it as it is: it takes the wider dtype of its inputs on a GPU and float32 on a CPU.
+    read = F.grid_sample(
+        image.to(dtype).contiguous(),
+        points.to(dtype),
+        mode="bilinear",
+        padding_mode=padding,
+        align_corners=align_corners,
+    )
     return read.to(image.dtype)
