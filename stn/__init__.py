@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stn.layers import Affine, ConvLocalization, SpatialTransformer, pixel_centres, sample, thetas, transformers
-    from stn.networks import ConvNet, LeNet5, WideResNet
+    from stn.networks import ConvNet, LeNet5, WideConvNet
 
 __all__ = [
     "Affine",
@@ -16,7 +16,7 @@ __all__ = [
     "ConvNet",
     "LeNet5",
     "SpatialTransformer",
-    "WideResNet",
+    "WideConvNet",
     "pixel_centres",
     "sample",
     "thetas",
@@ -27,7 +27,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'stn' has no attribute {name!r}")
-    home = "stn.networks" if name in ("ConvNet", "LeNet5", "WideResNet") else "stn.layers"
+    home = "stn.networks" if name in ("ConvNet", "LeNet5", "WideConvNet") else "stn.layers"
     return getattr(import_module(home), name)
 
 

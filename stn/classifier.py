@@ -1,5 +1,6 @@
 """The LightningModule: a network composed from a config, its loss, metrics and optimizer."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,17 +17,23 @@ class Classifier(pl.LightningModule):
 
     model: the network as a config (a dict of primitives with `_target_`), so that a checkpoint holds all that is
     needed to build it again and loads with `weights_only=True`. optimizer: likewise, of `Optimization`.
-    label_smoothing: in training only.
+    label_smoothing: in training only. score_mirrored: outside training, each
+    image and its mirror image are scored, and their probabilities averaged.
     """
 
     def __init__(
-        self, model: dict[str, Any], optimizer: dict[str, Any], num_classes: int, label_smoothing: float = 0.0
+        self,
+        model: dict[str, Any],
+        optimizer: dict[str, Any],
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        score_mirrored: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.net: torch.nn.Module = instantiate(model).to(memory_format=torch.channels_last)
         self.optimization = instantiate(optimizer)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.score_mirrored = label_smoothing, score_mirrored
         metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
@@ -38,8 +45,12 @@ class Classifier(pl.LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, num_classes) of normalized images (N, C, H, W)."""
-        return self.net(images)
+        """Class scores (N, num_classes) of normalized images (N, C, H, W), in float32."""
+        scores = self.net(images).float()
+        if self.training or not self.score_mirrored:
+            return scores
+        views = torch.stack((scores, self.net(images.flip(3)).float()))
+        return views.log_softmax(2).logsumexp(0) - math.log(2)
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return self._score(batch, self.train_metrics, self.label_smoothing)
@@ -62,7 +73,7 @@ class Classifier(pl.LightningModule):
 
     def _score(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, label_smoothing: float = 0.0) -> Tensor:
         images, labels = batch
-        scores = self(images).float()
+        scores = self(images)
         losses = F.cross_entropy(scores, labels, label_smoothing=label_smoothing, reduction="none")
         metrics.update(preds=scores.detach(), target=labels, value=losses.detach())
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)

@@ -45,6 +45,8 @@ def check(config: DictConfig) -> None:
         raise ConfigError(f"seed={plain['seed']} must be a whole number, 0 or more")
     if not _fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
         raise ConfigError(f"label_smoothing={plain['label_smoothing']} must be a number in [0, 1)")
+    if not _fits(plain["score_mirrored"], bool):
+        raise ConfigError(f"score_mirrored={plain['score_mirrored']} must be true or false")
     _check_node(plain, "")
     epochs, accelerator = plain["trainer"]["max_epochs"], plain["trainer"]["accelerator"]
     if epochs is None or epochs < 1:

@@ -74,48 +74,37 @@ class LeNet5(nn.Sequential):
 
 
 def conv_bn(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
-    """3 x 3 convolution, max-pool by 2 if asked for, batch norm, ReLU."""
+    """3 x 3 convolution, max-pool by 2 if asked for, batch norm, GELU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
         nn.MaxPool2d(2) if pool else nn.Identity(),
         nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
+        nn.GELU(),
     )
 
 
-class Residual(nn.Module):
-    """x + block(x)."""
+class WideConvNet(nn.Sequential):
+    """A shallow, wide, all-convolutional network: a stem on 2 x 2 patches, then stages that halve the map.
 
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.block(x)
-
-
-class WideResNet(nn.Sequential):
-    """A shallow, wide residual network: a thin stem, then stages that halve the map and refine it.
-
-    After the nine-layer ResNet of D. Page's "How to train your ResNet" (2018), with a residual block in every stage
-    and few channels at full resolution, where a CPU spends most of its time. `scale` multiplies the class scores:
-    maxima of residual sums are large, and without it the first epochs are lost (measured: 33 instead of 57 % after
-    one).
+    After airbench94 (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, section 3.1), its first layer
+    learned rather than set to whiten. `scale` multiplies the class scores: maxima are large, and a network that starts
+    out sure of itself loses its first epochs.
     """
 
     def __init__(
         self,
-        stem: int = 16,
-        widths: Sequence[int] = (64, 128, 256),
+        stem: int = 24,
+        widths: Sequence[int] = (64, 256, 256),
         scale: float = 0.125,
         num_classes: int = 10,
     ) -> None:
-        stages: list[nn.Module] = [conv_bn(3, stem)]
+        stages: list[nn.Module] = [nn.Sequential(nn.Conv2d(3, stem, 2), nn.GELU())]
         for before, width in zip((stem, *widths), widths, strict=False):
-            refine = nn.Sequential(conv_bn(width, width), conv_bn(width, width))
-            stages.append(nn.Sequential(conv_bn(before, width, pool=True), Residual(refine)))
-        super().__init__(*stages, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
+            stages.append(nn.Sequential(conv_bn(before, width, pool=True), conv_bn(width, width)))
+        head = nn.Linear(widths[-1], num_classes, bias=False)
+        super().__init__(*stages, nn.AdaptiveMaxPool2d(1), nn.Flatten(), head)
         self.scale = scale
 
     def forward(self, images: Tensor) -> Tensor:
+        """Class scores (N, num_classes) of images (N, 3, H, W)."""
         return super().forward(images) * self.scale

@@ -119,7 +119,13 @@ def build_classifier(config: DictConfig) -> Classifier:
     with sentences("optimizer"):
         instantiate(plain["optimizer"])
     with sentences("model"):
-        return Classifier(plain["model"], plain["optimizer"], plain["data"]["num_classes"], plain["label_smoothing"])
+        return Classifier(
+            plain["model"],
+            plain["optimizer"],
+            plain["data"]["num_classes"],
+            plain["label_smoothing"],
+            plain["score_mirrored"],
+        )
 
 
 def build(node: DictConfig, path: str, **extra: Any) -> Any:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -16,12 +17,12 @@ MODEL = {
         "_target_": "stn.layers.SpatialTransformer",
         "localization": {"_target_": "stn.layers.ConvLocalization", "channels": [4], "kernels": [5], "hidden": 8},
     },
-    "classifier": {"_target_": "stn.networks.WideResNet", "stem": 4, "widths": [8, 8]},
+    "classifier": {"_target_": "stn.networks.WideConvNet", "stem": 4, "widths": [8, 8]},
 }
 OPTIMIZER = {"_target_": "stn.optimization.Optimization", "algorithm": "sgd", "lr": 0.05, "schedule": "one_cycle"}
 
 
-def classifier(**options: float) -> Classifier:
+def classifier(**options: Any) -> Classifier:
     torch.manual_seed(0)
     return Classifier(MODEL, OPTIMIZER, num_classes=10, **options)
 
@@ -74,6 +75,34 @@ def test_label_smoothing_is_for_training_alone() -> None:
         module.validation_step((images, labels))
         found.append(module.val_metrics.compute()["val/loss"])
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_mirror_images_are_scored_outside_training_alone() -> None:
+    plain, mirrored = classifier(), classifier(score_mirrored=True)
+    for module in (plain, mirrored):
+        torch.nn.init.normal_(module.net.get_submodule("transformer").get_submodule("head").weight, std=0.3)
+    mirrored.load_state_dict(plain.state_dict())
+    images = torch.rand(5, 3, 32, 32)
+    assert torch.equal(plain(images), mirrored(images))
+    plain.eval(), mirrored.eval()
+    expected = (plain(images).softmax(1) + plain(images.flip(3)).softmax(1)) / 2
+    torch.testing.assert_close(mirrored(images).exp(), expected)
+    assert not torch.allclose(expected, plain(images).softmax(1))
+    torch.testing.assert_close(mirrored(images), mirrored(images.flip(3)))
+
+
+def test_every_epoch_comes_in_its_own_order(tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+
+    class Order(pl.Callback):
+        def on_train_batch_start(
+            self, trainer: object, pl_module: object, batch: list[torch.Tensor], index: int
+        ) -> None:
+            if index == 0:
+                seen.append(batch[1].tolist())
+
+    trainer(tmp_path, max_epochs=3, callbacks=[Order()]).fit(classifier(), datamodule=shapes())
+    assert len(seen) == 3 and seen[0] != seen[1] != seen[2] != seen[0]
 
 
 def test_training_learns_and_moves_the_transformer(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_presets_are_the_published_systems(preset: str, parameters: int, compose
     assert schedule.get_last_lr()[0] == 0.01
     data = config.data
     assert (data.batch_size, data.flip, data.shift, data.cutout, data.validate_on) == (64, False, 0, 0, "test")
-    assert config.label_smoothing == 0
+    assert config.label_smoothing == 0 and config.score_mirrored is False
     assert config.trainer.max_epochs == (20 if preset == "eva6_adil" else 50)
     transformer = classifier.net.get_submodule("transformer")
     assert transformer.align_corners is (preset == "eva6_adil")
@@ -102,6 +102,7 @@ def test_everything_trains_50_epochs_unless_a_preset_says_otherwise(composed: Co
         ("trainer.max_epochs=null", "trainer.max_epochs=None must be 1 or more"),
         ("seed=-1", "seed=-1 must be a whole number, 0 or more"),
         ("seed=one", "seed=one must be a whole number, 0 or more"),
+        ("score_mirrored=2", "score_mirrored=2 must be true or false"),
         ("label_smoothing=1.5", r"label_smoothing=1.5 must be a number in \[0, 1\)"),
         ("data._target_=stn.data.MNIST", "data._target_=stn.data.MNIST cannot be imported"),
     ],

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from stn.networks import ConvNet, LeNet5, WideResNet, sequential
+from stn.networks import ConvNet, LeNet5, WideConvNet, sequential
 
 
 def test_sequential_keeps_names_and_order() -> None:
@@ -18,8 +18,8 @@ def test_sequential_keeps_names_and_order() -> None:
         (ConvNet(num_classes=7, image_size=48), 48),
         (LeNet5(num_classes=7), 32),
         (LeNet5(num_classes=7, image_size=28), 28),
-        (WideResNet(stem=4, widths=[8, 8], num_classes=7), 32),
-        (WideResNet(stem=4, widths=[8, 8], num_classes=7), 50),
+        (WideConvNet(stem=4, widths=[8, 8], num_classes=7), 32),
+        (WideConvNet(stem=4, widths=[8, 8], num_classes=7), 50),
     ],
 )
 def test_scores_of_any_image_size(network: nn.Module, size: int) -> None:
@@ -42,8 +42,8 @@ def test_the_tutorials_network_drops_whole_maps_and_single_features() -> None:
 
 def test_wide_net_scales_its_scores() -> None:
     torch.manual_seed(0)
-    plain = WideResNet(stem=4, widths=[8, 8], scale=1.0).eval()
-    scaled = WideResNet(stem=4, widths=[8, 8], scale=0.125).eval()
+    plain = WideConvNet(stem=4, widths=[8, 8], scale=1.0).eval()
+    scaled = WideConvNet(stem=4, widths=[8, 8], scale=0.125).eval()
     scaled.load_state_dict(plain.state_dict())
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(scaled(images), plain(images) / 8)

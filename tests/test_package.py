@@ -33,7 +33,7 @@ def test_the_layer_needs_torch_alone(tmp_path: Path) -> None:
         f"import sys\n{block}import stn, torch\n"
         "layer = stn.SpatialTransformer(stn.ConvLocalization())\n"
         "assert layer(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)\n"
-        "stn.LeNet5(), stn.WideResNet(), stn.thetas(layer, torch.rand(2, 3, 32, 32))\n"
+        "stn.LeNet5(), stn.WideConvNet(), stn.thetas(layer, torch.rand(2, 3, 32, 32))\n"
     )
     found = python(code, tmp_path)
     assert found.returncode == 0, found.stderr

@@ -11,10 +11,11 @@ from stn.layers import SpatialTransformer, transformers
 
 
 class ThetaMonitor(pl.Callback):
-    """Logs θ of the whole validation set: histograms of each number, mean and spread of rotation, scale and shift.
+    """Logs θ over the validation set: histograms of each number, mean and spread of rotation, scale and shift.
 
     Scalars are named <transformer>/<quantity>_mean and _spread (standard deviation): rotation in degrees (circular
-    mean and deviation), scale as a factor (below 1: zoomed in), shifts in pixels of the transformer's input.
+    mean and deviation), scale as a factor (below 1: zoomed in), shifts in pixels of the transformer's input. Where
+    mirror images are scored, they count too.
     """
 
     def __init__(self) -> None:
