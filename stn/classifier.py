@@ -11,6 +11,9 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from stn.data.batches import Batches
+from stn.networks import Whitening
+
 
 class Classifier(pl.LightningModule):
     """Trains a network to name the class of an image, by cross-entropy.
@@ -52,6 +55,13 @@ class Classifier(pl.LightningModule):
         views = torch.stack((scores, self.net(images.flip(3)).float()))
         return views.log_softmax(2).logsumexp(0) - math.log(2)
 
+    def on_fit_start(self) -> None:
+        for module in self.net.modules():
+            if isinstance(module, Whitening) and not module.fitted:
+                batches: Batches = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+                # The same images for every process, spread over the set.
+                module.fit(batches.normalize(batches.images[:: -(-len(batches.images) // 1000)]))
+
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return self._score(batch, self.train_metrics, self.label_smoothing)
 
@@ -64,17 +74,20 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
-        self.log("learning_rate", max(group["lr"] for group in optimizer.param_groups))
+        self.log("learning_rate", next(g["lr"] / g["factor"] for g in optimizer.param_groups if g["factor"]))
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = self.optimization.build(self.net, steps)
+        # Lightning cannot clip the gradients of a fused optimizer under mixed precision.
+        optimizer, schedule = self.optimization.build(self.net, steps, fused=not self.trainer.gradient_clip_val)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _score(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, label_smoothing: float = 0.0) -> Tensor:
         images, labels = batch
         scores = self(images)
         losses = F.cross_entropy(scores, labels, label_smoothing=label_smoothing, reduction="none")
-        metrics.update(preds=scores.detach(), target=labels, value=losses.detach())
+        # Of a mixed image, the class it shows most of.
+        target = labels.argmax(1) if labels.is_floating_point() else labels
+        metrics.update(preds=scores.detach(), target=target, value=losses.detach())
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
         return losses.mean()

@@ -41,21 +41,45 @@ def check(config: DictConfig) -> None:
 
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    if not _fits(plain["seed"], int) or plain["seed"] < 0:
-        raise ConfigError(f"seed={plain['seed']} must be a whole number, 0 or more")
+    _check_parts(plain)
+    if not _fits(plain["seed"], int) or not 0 <= plain["seed"] < 2**32:
+        raise ConfigError(f"seed={plain['seed']} must be a whole number from 0 to {2**32 - 1}")
     if not _fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
         raise ConfigError(f"label_smoothing={plain['label_smoothing']} must be a number in [0, 1)")
     if not _fits(plain["score_mirrored"], bool):
         raise ConfigError(f"score_mirrored={plain['score_mirrored']} must be true or false")
     _check_node(plain, "")
-    epochs, accelerator = plain["trainer"]["max_epochs"], plain["trainer"]["accelerator"]
-    if epochs is None or epochs < 1:
-        raise ConfigError(f"trainer.max_epochs={epochs} must be 1 or more")
+    accelerator = plain["trainer"].get("accelerator")
+    for key in ("max_epochs", "check_val_every_n_epoch", "accumulate_grad_batches"):
+        if (value := plain["trainer"].get(key, 1)) is None or value < 1:
+            raise ConfigError(f"trainer.{key}={value} must be 1 or more")
     if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise ConfigError(
             f"trainer.accelerator={accelerator}: torch finds no GPU here; use trainer=default, which takes what the "
             "machine has, or trainer=cpu"
         )
+
+
+GROUPS = ("data", "model", "optimizer", "trainer", "callbacks", "logger")
+KEYS = ("seed", "label_smoothing", "score_mirrored")
+
+
+def _check_parts(plain: dict[Any, Any]) -> None:
+    """That the config has every group and key, no other, and objects where objects belong."""
+    for key in (*GROUPS, *KEYS):
+        if key not in plain or (key in GROUPS and not isinstance(plain[key], dict)):
+            raise ConfigError(f"{key}={plain.get(key)}: the config needs {key}, as in `--cfg job`")
+    for key, value in plain.items():
+        if key not in (*GROUPS, *KEYS):
+            raise ConfigError(
+                f"{key}={value}: the config has no key and no group {key!r}; {nearest(key, GROUPS + KEYS)}"
+            )
+    for group in ("model", "callbacks", "logger"):
+        for key, value in plain[group].items():
+            if not (key == "_target_" or (isinstance(value, dict) and "_target_" in value)):
+                raise ConfigError(
+                    f"{group}.{key}={value} must be an object with a _target_; ~{group}.{key} leaves one out"
+                )
 
 
 def _check_node(node: Any, path: str) -> None:
@@ -108,8 +132,10 @@ def arguments_of(target: Any) -> tuple[dict[str, Any], bool]:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of a config (a primitive, a list, or a node with a `_target_`) is what a type hint asks for."""
-    if hint is Any or isinstance(value, dict):
+    if hint is Any:
         return True
+    if isinstance(value, dict):
+        return "_target_" in value
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in inner)
@@ -158,6 +184,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
             group, _, choice = str(link.missing_cfg_file).rpartition("/")
             return f"{group}={choice}: there is no such {group}; {nearest(choice, link.options or [])}"
+        if "Config group override must be" in str(link):
+            return "a group takes the name of one of its choices (logger=none, say), not null and not a number"
         if isinstance(link, OverrideParseException):
             return f"{link.override!r} is not understood; write key=value, or quote the value"
         if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:

@@ -16,7 +16,8 @@ class Optimization:
     algorithm: "sgd" or "adamw". lr: the highest learning rate. schedule: "constant"; "cosine", from lr to 0; or
     "one_cycle", up during the first `warmup` of all steps and down to 0. momentum, nesterov: of SGD. weight_decay:
     on weights of two dimensions and more; never on biases, norms and the transformers' own last layers, for whose
-    θ 0 is no natural place. localization_lr: factor on lr for all that lies in a spatial transformer.
+    θ 0 is no natural place. localization_lr: factor on lr for all that lies in a spatial transformer. norm_lr: factor
+    on lr for the batch norms of all else (K. Jordan 2024, section 3.4, has 64).
     Raises ValueError for values out of range.
     """
 
@@ -25,17 +26,17 @@ class Optimization:
     schedule: Literal["constant", "cosine", "one_cycle"]
     weight_decay: float = 0.0
     localization_lr: float = 1.0
+    norm_lr: float = 1.0
     momentum: float = 0.0
     nesterov: bool = False
     warmup: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be above 0, not {self.lr}")
-        if self.weight_decay < 0 or self.localization_lr < 0:
-            raise ValueError(
-                f"weight_decay {self.weight_decay} and localization_lr {self.localization_lr} must not be negative"
-            )
+        for name in ("weight_decay", "localization_lr", "norm_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
         if self.nesterov and self.momentum == 0:
@@ -44,31 +45,37 @@ class Optimization:
             raise ValueError(f"warmup must lie between 0 and 1, not {self.warmup}")
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """The network's parameters in up to four groups: classifier and localization, with and without decay."""
+        """The network's parameters, those that are trained, in a group for each rate and decay.
+
+        `factor` is the group's rate in terms of `lr`.
+        """
         modules = transformers(net).values()
         localization = {parameter for module in modules for parameter in module.parameters()}
         heads = {parameter for module in modules for parameter in module.head.parameters()}
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        norms = {p for module in net.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in net.parameters():
-            decayed = parameter.ndim > 1 and parameter not in heads
-            groups.setdefault((parameter in localization, decayed), []).append(parameter)
+            if parameter.requires_grad:
+                factor = self.norm_lr if parameter in norms else 1.0
+                if parameter in localization:
+                    factor = self.localization_lr
+                decay = self.weight_decay if parameter.ndim > 1 and parameter not in heads else 0.0
+                groups.setdefault((factor, decay), []).append(parameter)
         return [
-            {
-                "params": parameters,
-                "lr": self.lr * (self.localization_lr if localized else 1),
-                "weight_decay": self.weight_decay if decayed else 0.0,
-            }
-            for (localized, decayed), parameters in groups.items()
+            {"params": parameters, "factor": factor, "lr": self.lr * factor, "weight_decay": decay}
+            for (factor, decay), parameters in groups.items()
         ]
 
-    def build(self, net: nn.Module, steps: int) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
+    def build(
+        self, net: nn.Module, steps: int, *, fused: bool = True
+    ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
         """The optimizer of `net` and its schedule over `steps` steps, to be advanced after each."""
         groups = self.groups(net)
         optimizer: optim.Optimizer
         if self.algorithm == "sgd":
-            optimizer = optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+            optimizer = optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)
         else:
-            optimizer = optim.AdamW(groups, lr=self.lr, fused=True)
+            optimizer = optim.AdamW(groups, lr=self.lr, fused=fused)
         if self.schedule == "one_cycle":
             highest = [group["lr"] for group in groups]
             steps = max(steps, math.ceil(2 / self.warmup))  # OneCycleLR divides by the warmup's steps, less one

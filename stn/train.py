@@ -7,6 +7,7 @@ python -m stn.train -m model=lenet,wide seed=1,2
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,21 +48,20 @@ def train(config: DictConfig) -> int:
     """One run, from a composed config to its folder. Returns the exit code; raises ConfigError for bad input."""
     import torch
     from pytorch_lightning import seed_everything
-    from pytorch_lightning.callbacks import Timer
 
     from stn.callbacks import History, NetworkSummary
 
     quieten()
     configs.check(config)
+    keep_freed_memory()
     folder = Path(HydraConfig.get().runtime.output_dir)
     OmegaConf.save(OmegaConf.create(OmegaConf.to_container(config, resolve=True)), folder / "config.yaml")
     seed_everything(config.seed, verbose=False)
 
-    history, timer = History(str(folder / "figures")), Timer()
+    history = History(str(folder / "figures"))
     callbacks = [
         *build_all(config.callbacks, "callbacks"),
         history,
-        timer,
         NetworkSummary(),
         progress_bar(),
     ]
@@ -89,8 +89,7 @@ def train(config: DictConfig) -> int:
         trainer.fit(classifier, datamodule=data)
 
     images = trainer.num_training_batches * data.batch_size * trainer.world_size
-    # Before the test: loading the best checkpoint puts the callbacks back to its epoch.
-    metrics = fit_metrics(classifier, history, timer.time_elapsed("train"), int(images))
+    metrics = fit_metrics(classifier, history, int(images))
     if not trainer.interrupted:
         best = "best" if getattr(trainer.checkpoint_callback, "best_model_path", "") else None
         with going_on_after_interrupt(trainer):
@@ -158,6 +157,15 @@ def sentences(path: str) -> Iterator[None]:
         raise configs.ConfigError(f"{path}: {error}") from error
 
 
+def keep_freed_memory() -> None:
+    """Has the C library keep what one step frees for the next: fresh pages cost a CPU a fifth of the step."""
+    mmap_max, trim_threshold = -4, -1
+    with suppress(AttributeError, OSError, TypeError):  # another C library than GNU's
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 def progress_bar() -> pl.Callback:
     """Rich's bar on a terminal; a plain one, refreshed less often, where the output goes to a file."""
     from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
@@ -178,13 +186,13 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def fit_metrics(classifier: Classifier, history: History, seconds: float, images: int) -> dict[str, float]:
+def fit_metrics(classifier: Classifier, history: History, images: int) -> dict[str, float]:
     """What training came to, with `images` an epoch: accuracies of the best and last epoch, time, images a second."""
     metrics: dict[str, float] = {"parameters": sum(parameter.numel() for parameter in classifier.net.parameters())}
-    epochs = len(history.rows)
-    if epochs == 0:
+    if not history.rows:
         return metrics
     best, last = history.best(), history.rows[-1]
+    epochs, seconds = last["epoch"], last["seconds"]
     return metrics | {
         "epochs": epochs,
         "best_epoch": best["epoch"],
@@ -255,12 +263,19 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except Exception as error:
         sentence = configs.explain(error)
-        if sentence is None and isinstance(error, OSError):  # a run tells its own: this is Hydra, making its folder
-            sentence = f"the output folder cannot be written: {error}"
+        if sentence is None and (cause := os_error(error)):  # a run tells its own: this is Hydra, making its folder
+            sentence = f"the output folder cannot be written: {cause}"
         if sentence is None:
             raise
         print(f"stn.train: {sentence}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def os_error(error: BaseException | None) -> OSError | None:
+    """The OSError that led to an error, if one did."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 if __name__ == "__main__":

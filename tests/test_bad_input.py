@@ -35,11 +35,17 @@ def refused(found: subprocess.CompletedProcess[str], *said: str) -> None:
         ("data.batch_size=49", "batch_size 49 is larger than the training set of 48 images"),
         ("trainer.max_epochs=-1", "trainer.max_epochs=-1 must be 1 or more"),
         ("hydra.run.dir=/dev/null/run", "the output folder cannot be written"),
+        ("logger=null", "a group takes the name of one of its choices"),
         ("a=b=c", "'a=b=c' is not understood"),
     ],
 )
 def test_settings(override: str, said: str, command: Command) -> None:
     refused(command(*TINY, override), said)
+
+
+def test_an_output_folder_whose_log_cannot_be_written(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run" / "train.log").mkdir(parents=True)
+    refused(command(*TINY, "hydra.run.dir=run"), "the output folder cannot be written", "train.log")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

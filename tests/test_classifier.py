@@ -10,6 +10,7 @@ from torch import nn
 from stn.classifier import Classifier
 from stn.data import ShapesDataModule
 from stn.data.resident import ResidentDataModule
+from stn.networks import Whitening
 
 MODEL = {
     "_target_": "stn.networks.sequential",
@@ -17,7 +18,7 @@ MODEL = {
         "_target_": "stn.layers.SpatialTransformer",
         "localization": {"_target_": "stn.layers.ConvLocalization", "channels": [4], "kernels": [5], "hidden": 8},
     },
-    "classifier": {"_target_": "stn.networks.WideConvNet", "stem": 4, "widths": [8, 8]},
+    "classifier": {"_target_": "stn.networks.WideConvNet", "widths": [8, 8], "convolutions": [1, 2]},
 }
 OPTIMIZER = {"_target_": "stn.optimization.Optimization", "algorithm": "sgd", "lr": 0.05, "schedule": "one_cycle"}
 
@@ -107,9 +108,53 @@ def test_every_epoch_comes_in_its_own_order(tmp_path: Path) -> None:
 
 def test_training_learns_and_moves_the_transformer(tmp_path: Path) -> None:
     module = classifier()
-    before = [parameter.clone() for parameter in module.parameters()]
+    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
     runs = trainer(tmp_path, max_epochs=5, overfit_batches=1)
     runs.fit(module, datamodule=shapes())
-    assert all(not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+    same = {name for name, parameter in module.named_parameters() if torch.equal(before[name], parameter)}
+    fixed = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    assert same == fixed
     head = module.net.get_submodule("transformer").get_submodule("head")
     assert isinstance(head, nn.Linear) and head.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_can_be_clipped(precision: Any, tmp_path: Path) -> None:
+    moved = []
+    for clip in (1e-3, None):
+        module = classifier()
+        before = module.net.get_submodule("transformer.head").weight.clone()
+        trainer(tmp_path, precision=precision, gradient_clip_val=clip).fit(module, datamodule=shapes())
+        moved.append((module.net.get_submodule("transformer.head").weight - before).norm().item())
+    assert 0 < moved[0] < moved[1] / 10
+
+
+def test_the_learning_rate_that_is_logged_is_the_one_of_the_config(tmp_path: Path) -> None:
+    module = Classifier(MODEL, OPTIMIZER | {"norm_lr": 64.0, "schedule": "constant"}, num_classes=10)
+    runs = trainer(tmp_path)
+    runs.fit(module, datamodule=shapes())
+    assert runs.callback_metrics["learning_rate"].item() == pytest.approx(0.05)
+
+
+def test_the_first_layer_is_whitened_once(tmp_path: Path) -> None:
+    module, data = classifier(), shapes()
+    (layer,) = (part for part in module.net.modules() if isinstance(part, Whitening))
+    trainer(tmp_path).fit(module, datamodule=data)
+    batches = data.train_dataloader()
+    alone = Whitening()
+    alone.fit(batches.normalize(batches.images))
+    torch.testing.assert_close(layer.weight, alone.weight)
+    other = ShapesDataModule(train_images=40, test_images=10, batch_size=20, seed=5)
+    trainer(tmp_path).fit(module, datamodule=other)
+    torch.testing.assert_close(layer.weight, alone.weight)
+
+
+def test_a_mixed_image_counts_as_the_class_it_shows_most_of() -> None:
+    module, images = classifier(label_smoothing=0.1), torch.rand(4, 3, 32, 32)
+    shares = torch.tensor([[0.7, 0.3, *[0.0] * 8]] * 4)
+    loss = module._score((images, shares), module.train_metrics)
+    expected = F.cross_entropy(module(images), shares)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    scores = module(images)
+    accuracy = (scores.argmax(1) == 0).float().mean().item()
+    assert module.train_metrics.compute()["train/accuracy"].item() == pytest.approx(accuracy)

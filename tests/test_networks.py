@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from stn.networks import ConvNet, LeNet5, WideConvNet, sequential
+from stn.networks import ConvNet, ConvNorm, LeNet5, Residual, Whitening, WideConvNet, sequential
 
 
 def test_sequential_keeps_names_and_order() -> None:
@@ -18,8 +20,8 @@ def test_sequential_keeps_names_and_order() -> None:
         (ConvNet(num_classes=7, image_size=48), 48),
         (LeNet5(num_classes=7), 32),
         (LeNet5(num_classes=7, image_size=28), 28),
-        (WideConvNet(stem=4, widths=[8, 8], num_classes=7), 32),
-        (WideConvNet(stem=4, widths=[8, 8], num_classes=7), 50),
+        (WideConvNet(widths=[8, 8], convolutions=[1, 2], num_classes=7), 32),
+        (WideConvNet(widths=[8, 8], convolutions=[1, 2], num_classes=7), 50),
     ],
 )
 def test_scores_of_any_image_size(network: nn.Module, size: int) -> None:
@@ -42,8 +44,44 @@ def test_the_tutorials_network_drops_whole_maps_and_single_features() -> None:
 
 def test_wide_net_scales_its_scores() -> None:
     torch.manual_seed(0)
-    plain = WideConvNet(stem=4, widths=[8, 8], scale=1.0).eval()
-    scaled = WideConvNet(stem=4, widths=[8, 8], scale=0.125).eval()
+    plain = WideConvNet(widths=[8, 8], convolutions=[1, 2], scale=1.0).eval()
+    scaled = WideConvNet(widths=[8, 8], convolutions=[1, 2], scale=0.125).eval()
     scaled.load_state_dict(plain.state_dict())
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(scaled(images), plain(images) / 8)
+
+
+def test_whitened_patches_are_uncorrelated_and_of_variance_one() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(20, 3, 16, 16).cumsum(2) @ torch.rand(16, 16)
+    layer = Whitening()
+    layer.fit(images)
+    responses = layer(images).mT.flatten(2).mT.flatten(0, 1)
+    torch.testing.assert_close(responses[:, :12], -responses[:, 12:])
+    second_moments = responses[:, :12].T @ responses[:, :12] / len(responses)
+    assert (second_moments - torch.diag(second_moments.diag())).abs().max() < 1e-2
+    assert second_moments.diag()[1:].sub(1).abs().max() < 0.1
+    assert layer.fitted and not layer.weight.requires_grad
+
+
+def test_a_new_convolution_hands_its_input_on() -> None:
+    images = torch.rand(2, 4, 6, 6)
+    torch.testing.assert_close(ConvNorm(4, 7)[0](images)[:, :4], images)
+
+
+def test_residual_adds_its_input() -> None:
+    double = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.constant_(double.weight, 2.0)
+    torch.testing.assert_close(Residual(double)(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 3.0))
+
+
+@pytest.mark.parametrize("options", [{"channels": [16]}, {"channels": [0, 4]}, {"hidden": 0}])
+def test_the_tutorials_network_names_what_does_not_fit(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="channels must be two numbers and hidden one"):
+        ConvNet(**options)
+
+
+@pytest.mark.parametrize("convolutions", [[1], [1, 3]])
+def test_wide_net_names_what_does_not_fit(convolutions: list[int]) -> None:
+    with pytest.raises(ValueError, match="convolutions must be 1 or 2 for each of the 2 widths"):
+        WideConvNet(widths=[8, 8], convolutions=convolutions)

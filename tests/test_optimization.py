@@ -22,7 +22,7 @@ def make(**changes: Any) -> Optimization:
 
 def test_each_parameter_is_in_the_group_it_belongs_to() -> None:
     net = network()
-    groups = make(weight_decay=0.5, localization_lr=0.01).groups(net)
+    groups = make(weight_decay=0.5, localization_lr=0.01, norm_lr=8.0).groups(net)
     found = {
         name: (group["lr"], group["weight_decay"])
         for group in groups
@@ -31,8 +31,10 @@ def test_each_parameter_is_in_the_group_it_belongs_to() -> None:
     }
     assert len(found) == sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
     for name, (lr, decay) in found.items():
-        assert lr == (0.001 if name.startswith("transformer") else 0.1), name
         decayed = name.endswith(".weight") and "head" not in name and name != "classifier.1.weight"
+        assert lr == (0.001 if name.startswith("transformer") else 0.8 if name.startswith("classifier.1") else 0.1), (
+            name
+        )
         assert decay == (0.5 if decayed else 0), name
 
 
@@ -79,8 +81,9 @@ def test_algorithm(algorithm: str, kind: type) -> None:
     ("changes", "said"),
     [
         ({"lr": 0.0}, "lr must be above 0, not 0.0"),
-        ({"weight_decay": -1.0}, "weight_decay -1.0 and localization_lr 1.0 must not be negative"),
-        ({"localization_lr": -2.0}, "localization_lr -2.0 must not be negative"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative, not -1.0"),
+        ({"localization_lr": -2.0}, "localization_lr must not be negative, not -2.0"),
+        ({"norm_lr": -0.5}, "norm_lr must not be negative, not -0.5"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
         ({"nesterov": True}, "nesterov=True needs a momentum above 0"),
         ({"warmup": 0.0}, "warmup must lie between 0 and 1, not 0.0"),

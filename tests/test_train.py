@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, environment
 from omegaconf import DictConfig
 from PIL import Image
@@ -67,13 +68,19 @@ def test_a_run_leaves_all_there_is_to_know(command: Command, tmp_path: Path) -> 
 def test_the_best_checkpoint_is_what_was_tested(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
     from stn.data import ShapesDataModule
 
-    train(composed(*TINY, "trainer.max_epochs=4", "optimizer.lr=0.05"))
-    best = Classifier.load_from_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True).eval()
+    train(composed(*TINY, "trainer.max_epochs=4", "optimizer=plain_sgd", "optimizer.lr=0.3"))
     data = ShapesDataModule(train_images=60, test_images=20, batch_size=20, mean=(0.4,) * 3, std=(0.25,) * 3)
     data.setup()
-    with torch.no_grad():
-        hits = [(best(images).argmax(1) == labels).float() for images, labels in data.test_dataloader()]
-    assert figures(tmp_path / "run")["test_accuracy"] == pytest.approx(torch.cat(hits).mean().item())
+    ((images, labels),) = data.test_dataloader()
+    losses = {}
+    for name in ("best", "last"):
+        path = tmp_path / "run" / "checkpoints" / f"{name}.ckpt"
+        kept = Classifier.load_from_checkpoint(path, weights_only=True).eval()
+        with torch.no_grad():
+            losses[name] = F.cross_entropy(kept(images), labels).item()
+    metrics = figures(tmp_path / "run")
+    assert metrics["best_epoch"] < 4 and losses["best"] != pytest.approx(losses["last"], rel=1e-3)
+    assert metrics["test_loss"] == pytest.approx(losses["best"], rel=1e-4)
 
 
 def test_a_seed_repeats_a_run_and_another_does_not(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
@@ -131,9 +138,14 @@ def test_ctrl_c_ends_in_order_and_keeps_what_there_is(tmp_path: Path) -> None:
         assert any(row["val/accuracy"] for row in csv.DictReader(file))
 
 
-def test_two_processes_train_one_network(command: Command, tmp_path: Path) -> None:
+SMALL_WIDE = ["model=wide", "model.classifier.widths=[8,8]", "model.classifier.convolutions=[1,2]"]
+
+
+@pytest.mark.parametrize("model", [["model=convnet_small"], SMALL_WIDE], ids=["convnet", "wide"])
+def test_two_processes_train_one_network(model: list[str], command: Command, tmp_path: Path) -> None:
     distributed = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
-    found = command(*[value for value in TINY if value != "trainer=cpu"], *distributed, "data.batch_size=10")
+    tiny = [value for value in TINY if not value.startswith(("trainer=", "model="))]
+    found = command(*tiny, *model, *distributed, "data.batch_size=10")
     assert found.returncode == 0, found.stderr
     folders = list((tmp_path / "outputs").glob("*/*"))
     assert len(folders) == 1

@@ -1,7 +1,7 @@
 """The accuracy and loss of every epoch, and their curve."""
 
+import time
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
@@ -10,32 +10,38 @@ METRICS = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
 
 
 class History(pl.Callback):
-    """Keeps each epoch's metrics as a row and draws them to `folder`/accuracy.png when training ends, or is ended."""
+    """Keeps a row of metrics for each epoch that was validated, and draws them when training ends, or is ended.
+
+    `seconds` is the time from the start of training to the end of the epoch. The picture is `folder`/accuracy.png.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.rows: list[dict[str, float]] = []
+        self.validated = False
 
     def best(self) -> dict[str, float]:
         """The row of the epoch with the highest validation accuracy, the first of equals."""
         return max(self.rows, key=lambda row: row["val/accuracy"])
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = trainer.callback_metrics
-        if all(name in now for name in METRICS):
-            self.rows.append({"epoch": trainer.current_epoch + 1, **{name: now[name].item() for name in METRICS}})
+        if not self.validated:  # what is logged of the validation is an earlier epoch's
+            return
+        self.validated = False
+        metrics = {name: trainer.callback_metrics[name].item() for name in METRICS}
+        self.rows.append({"epoch": trainer.current_epoch + 1, "seconds": time.monotonic() - self.started, **metrics})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._draw(trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
 
     def _draw(self, trainer: pl.Trainer) -> None:
         if not self.rows or not trainer.is_global_zero:

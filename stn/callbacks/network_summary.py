@@ -11,7 +11,7 @@ class NetworkSummary(ModelSummary):
     """Prints the network down to single layers, with the shape of what each gives: N is the batch."""
 
     def __init__(self) -> None:
-        super().__init__(max_depth=4)
+        super().__init__(max_depth=-1)
 
     @staticmethod
     def summarize(summary_data: list[tuple[str, list[str]]], total_parameters: int, *totals: Any, **more: Any) -> None:

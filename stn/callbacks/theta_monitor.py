@@ -44,25 +44,39 @@ class ThetaMonitor(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():
             theta = torch.cat(self._found[name]).float()
-            for quantity, (mean, spread) in summarize(module, theta, *self._sizes[name]).items():
-                pl_module.log(f"{name}/{quantity}_mean", mean, sync_dist=True)
-                pl_module.log(f"{name}/{quantity}_spread", spread, sync_dist=True)
+            sums = trainer.strategy.reduce(moments(module, theta, *self._sizes[name]), reduce_op="sum")
+            for quantity, (mean, spread) in summarize(sums).items():
+                pl_module.log(f"{name}/{quantity}_mean", mean)
+                pl_module.log(f"{name}/{quantity}_spread", spread)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                     for index, column in enumerate(theta.cpu().unbind(1)):
                         logger.experiment.add_histogram(f"{name}/theta_{index}", column, trainer.global_step)
 
 
-def summarize(module: SpatialTransformer, theta: Tensor, height: int, width: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and spread of what θ (N, P) does to an image of height x width pixels."""
-    parts = module.warp.decompose(theta)
-    resultant = torch.polar(torch.ones_like(parts["rotation"]), parts["rotation"]).mean()
-    deviation = (-2 * resultant.abs().clamp(1e-12, 1).log()).sqrt()
-    summary = {"rotation_degrees": (resultant.angle().rad2deg(), deviation.rad2deg())}
-    for quantity, values in {
-        "scale": parts["scale"],
-        "shift_x_pixels": parts["shift_x"] * width / 2,
-        "shift_y_pixels": parts["shift_y"] * height / 2,
-    }.items():
-        summary[quantity] = (values.mean(), values.std(unbiased=False))
-    return summary
+QUANTITIES = ("rotation_degrees", "scale", "shift_x_pixels", "shift_y_pixels")
+
+
+def moments(module: SpatialTransformer, theta: Tensor, height: int, width: int) -> Tensor:
+    """What θ (N, P) does to an image of height x width pixels, as sums that can be added up over processes: (3, 4).
+
+    For each of `QUANTITIES` how many, the sum and the sum of squares; for the rotation how many, the sum of its cosine
+    and of its sine. In float64.
+    """
+    parts = {name: values.double() for name, values in module.warp.decompose(theta).items()}
+    turns = parts["rotation"]
+    count = torch.ones_like(turns)
+    columns = [torch.stack((count, turns.cos(), turns.sin()))]
+    for values in (parts["scale"], parts["shift_x"] * width / 2, parts["shift_y"] * height / 2):
+        columns.append(torch.stack((count, values, values.square())))
+    return torch.stack(columns, dim=1).sum(dim=2)
+
+
+def summarize(sums: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and spread of each of `QUANTITIES` from their `moments`."""
+    count, first, second = sums
+    mean, spread = first / count, (second / count - (first / count).square()).clamp(min=0).sqrt()
+    resultant = torch.hypot(first[0], second[0]) / count[0]
+    mean[0] = torch.atan2(second[0], first[0]).rad2deg()
+    spread[0] = (-2 * resultant.clamp(1e-12, 1).log()).sqrt().rad2deg()
+    return dict(zip(QUANTITIES, zip(mean.float(), spread.float(), strict=True), strict=True))

@@ -45,12 +45,13 @@ class WarpGallery(pl.Callback):
         self.inputs = data.val_dataloader().normalize(self.originals)
         self.names = [data.classes[label] for label in data.labels["val"].cpu()[self.chosen]]
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         epoch = trainer.current_epoch + 1
         network = pl_module.get_submodule("net")
-        found = thetas(network, self.inputs)
+        with trainer.precision_plugin.forward_context():
+            found = thetas(network, trainer.precision_plugin.convert_input(self.inputs))
         for name, transformer in transformers(network).items():
             picture = draw(transformer, found[name], self.originals, self.names, f"{name}, epoch {epoch}")
             path = self.folder / "warps" / f"{name}_epoch_{epoch:03d}.png"

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class ImageFolderDataModule(ResidentDataModule):
-    """Images from `root`/train/<class>/... and `root`/test/<class>/..., in any format that PIL reads, as RGB.
+    """Images from `root`/train/<class>/... and `root`/test/<class>/..., as RGB (JPEG, PNG, TIFF and what else
+    torchvision takes for an image).
 
     Images of another size than `image_size` are resized to it, with a note. Raises OSError for a folder that is
     missing and ValueError for an empty class, classes that differ between train and test, and an image that cannot
@@ -43,7 +44,7 @@ class ImageFolderDataModule(ResidentDataModule):
         paths = [image_files(folder / name) for name in classes]
         labels = torch.tensor([label for label, files in enumerate(paths) for _ in files])
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            read = list(pool.map(self._decode, [path for files in paths for path in files], chunksize=256))
+            read = list(pool.map(self._decode, [path for files in paths for path in files]))
         resized = sum(was_resized for _, was_resized in read)
         if resized:
             side = self.image_size
@@ -54,8 +55,10 @@ class ImageFolderDataModule(ResidentDataModule):
         size = (self.image_size, self.image_size)
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError) as error:
+                # PIL would cut off what is brighter than 255 of 65,535.
+                deep = file.mode.startswith("I;16")
+                image = (Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file).convert("RGB")
+        except Exception as error:  # each of PIL's decoders has its own
             raise ValueError(f"{path} is not a readable image: {error}") from error
         if image.size == size:
             return np.asarray(image), False
@@ -76,7 +79,7 @@ def class_folders(folder: Path) -> list[str]:
 
 def image_files(folder: Path) -> list[Path]:
     """Image files below a class's folder, sorted. Raises ValueError when there are none."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
     if not files:
         raise ValueError(f"the class folder {folder} is empty: it must hold images ({' '.join(IMG_EXTENSIONS)})")
     return files

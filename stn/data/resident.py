@@ -21,8 +21,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     num_classes, image_size: what the network is built for; images of another size are resized, another number of
     classes is an error. mean, std: of each channel, for values in [0, 1]. batch_size: for training, of each process.
     eval_batch_size: for validation and test. val_fraction: the part of the training set held out to pick the
-    checkpoint, drawn by `split_seed`. validate_on: "held_out", or "test" to train on the whole training set and
-    score the test set each epoch, as published logs often do. flip, shift, cutout: see `Augmentation`.
+    checkpoint, drawn by `split_seed` (which also draws a set that the program makes). validate_on: "held_out", or
+    "test" to train on the whole training set and score the test set each epoch, as published logs often do. flip,
+    shift, cutout, cutmix: see `Augmentation`.
     Raises ValueError for values out of range.
     """
 
@@ -39,6 +40,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         flip: bool = False,
         shift: int = 0,
         cutout: int = 0,
+        cutmix: float = 0.0,
         val_fraction: float = 0.05,
         validate_on: Literal["held_out", "test"] = "held_out",
         split_seed: int = 0,
@@ -56,10 +58,12 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             raise ValueError(f"mean and std must be 3 numbers each, std above 0, not {list(mean)} and {list(std)}")
         if not 0 <= shift < image_size or not 0 <= cutout <= image_size:
             raise ValueError(f"shift {shift} and cutout {cutout} must lie between 0 and image_size {image_size}")
+        if not 0 <= cutmix <= 1:
+            raise ValueError(f"cutmix must lie between 0 and 1, not {cutmix}")
         self.num_classes, self.image_size = num_classes, image_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.mean, self.std = tuple(mean), tuple(std)
-        self.augmentation = Augmentation(flip=flip, shift=shift, cutout=cutout)
+        self.augmentation = Augmentation(flip=flip, shift=shift, cutout=cutout, cutmix=cutmix)
         self.val_fraction, self.validate_on, self.split_seed = val_fraction, validate_on, split_seed
         self.seed = seed
         self.images: dict[str, Tensor] = {}
@@ -115,6 +119,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             batch_size=batch_size,
             mean=self.mean,
             std=self.std,
+            classes=self.num_classes,
             augmentation=augmentation,
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,

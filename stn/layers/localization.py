@@ -24,6 +24,11 @@ class ConvLocalization(nn.Sequential):
     ) -> None:
         if len(channels) != len(kernels):
             raise ValueError(f"channels {list(channels)} and kernels {list(kernels)} must be of one length")
+        if min(*channels, *kernels, hidden, in_channels, image_size, shrink) < 1:
+            raise ValueError(
+                f"channels {list(channels)}, kernels {list(kernels)}, hidden {hidden}, in_channels {in_channels}, "
+                f"image_size {image_size} and shrink {shrink} must be 1 or more"
+            )
         stages: list[nn.Module] = [nn.AvgPool2d(shrink)] if shrink > 1 else []
         size, depth = image_size // shrink, in_channels
         for width, kernel in zip(channels, kernels, strict=True):

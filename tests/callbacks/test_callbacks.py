@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stn.callbacks import History, NetworkSummary, ThetaMonitor, WarpGallery
-from stn.callbacks.theta_monitor import summarize
+from stn.callbacks.theta_monitor import moments, summarize
 from stn.callbacks.warp_gallery import GAP, MARGIN, SIDE, TOP, draw, spread_over_classes, square_outline
 from stn.classifier import Classifier
 from stn.data import ShapesDataModule
-from stn.layers import ConvLocalization, SpatialTransformer
+from stn.layers import Affine, ConvLocalization, SpatialTransformer
 
 MODEL = {
     "_target_": "stn.networks.sequential",
@@ -37,23 +38,27 @@ def known_theta() -> torch.Tensor:
     return torch.tensor([cos, -sin, SHIFT_X, sin, cos, SHIFT_Y])
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three epochs with every callback, whose transformer turns, zooms and shifts as is known."""
-    folder = tmp_path_factory.mktemp("run")
+def fit(folder: Path, callbacks: list[pl.Callback], **options: Any) -> None:
+    """Fits a network whose transformer turns, zooms and shifts as is known, with 30 images to validate on."""
     classifier = Classifier(MODEL, OPTIMIZER, num_classes=10)
     with torch.no_grad():
         classifier.net.get_submodule("transformer").get_submodule("head").bias.copy_(known_theta())
+    settings: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 3, "num_sanity_val_steps": 0} | options
     pl.Trainer(
-        accelerator="cpu",
-        max_epochs=3,
-        callbacks=[WarpGallery(str(folder), images=12), ThetaMonitor(), History(str(folder))],
+        callbacks=callbacks,
         logger=TensorBoardLogger(str(folder), name="", version="", default_hp_metric=False),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        num_sanity_val_steps=0,
+        **settings,
     ).fit(classifier, datamodule=ShapesDataModule(train_images=60, test_images=20, batch_size=20, val_fraction=0.5))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs with every callback."""
+    folder = tmp_path_factory.mktemp("run")
+    fit(folder, [WarpGallery(str(folder), images=12), ThetaMonitor(), History(str(folder))])
     return folder
 
 
@@ -102,9 +107,49 @@ def test_rotations_are_averaged_around_the_circle() -> None:
     degrees = torch.tensor([170.0, -170.0, 175.0, -175.0]).deg2rad()
     zeros = torch.zeros(4)
     theta = torch.stack((degrees.cos(), -degrees.sin(), zeros, degrees.sin(), degrees.cos(), zeros), dim=1)
-    mean, spread = summarize(SpatialTransformer(ConvLocalization()), theta, 32, 32)["rotation_degrees"]
+    mean, spread = summarize(moments(SpatialTransformer(ConvLocalization()), theta, 32, 32))["rotation_degrees"]
     assert abs(mean.item()) == pytest.approx(180, abs=1e-3)
     assert spread.item() == pytest.approx(torch.tensor([10.0, 10, 5, 5]).square().mean().sqrt().item(), rel=0.01)
+
+
+def test_means_and_spreads_are_those_of_all_images_however_they_are_shared_out() -> None:
+    theta, transformer = torch.randn(60, 6) * 0.2 + Affine().identity(), SpatialTransformer(ConvLocalization())
+    parts = [moments(transformer, share, 24, 40) for share in theta.split([50, 10])]
+    found = summarize(parts[0] + parts[1])
+    decomposed = Affine().decompose(theta)
+    for quantity, values in {
+        "scale": decomposed["scale"],
+        "shift_x_pixels": decomposed["shift_x"] * 20,
+        "shift_y_pixels": decomposed["shift_y"] * 12,
+    }.items():
+        assert found[quantity][0].item() == pytest.approx(values.mean().item(), rel=1e-4, abs=1e-5)
+        assert found[quantity][1].item() == pytest.approx(values.std(unbiased=False).item(), rel=1e-4)
+
+
+def test_the_pictures_do_not_count_as_validation_images(tmp_path: Path) -> None:
+    """What is drawn goes through the network too: 20 images here, none of which is to be in the mean."""
+    counts: list[int] = []
+
+    class Count(ThetaMonitor):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            counts.extend(len(torch.cat(found)) for found in self._found.values())
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    fit(tmp_path, [WarpGallery(str(tmp_path), images=20), Count()], max_epochs=1)
+    assert counts == [30]
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_pictures_are_drawn_in_the_precision_that_is_trained_in(precision: str, tmp_path: Path) -> None:
+    fit(tmp_path, [WarpGallery(str(tmp_path)), ThetaMonitor()], max_epochs=1, precision=precision)
+    assert (tmp_path / "warps" / "transformer_epoch_001.png").is_file()
+
+
+def test_an_epoch_without_validation_has_no_row(tmp_path: Path) -> None:
+    history = History(str(tmp_path))
+    fit(tmp_path, [history], max_epochs=5, check_val_every_n_epoch=2)
+    assert [row["epoch"] for row in history.rows] == [2, 4]
+    assert 0 < history.rows[0]["seconds"] < history.rows[1]["seconds"]
 
 
 def test_the_picture_shows_original_outline_and_what_was_sampled() -> None:

@@ -58,19 +58,24 @@ def test_labels_stay_with_their_images() -> None:
         assert torch.equal(images[:, 0, 0, 0].long(), labels)
 
 
-def test_flip_mirrors_about_half_of_the_images() -> None:
+def test_flip_mirrors_half_of_the_images_and_the_others_in_the_next_epoch() -> None:
     images = torch.randint(256, (400, 3, 8, 8), dtype=torch.uint8)
-    moved = Augmentation(flip=True).move(images, torch.Generator().manual_seed(0))
-    mirrored = (moved == hflip(images)).flatten(1).all(dim=1)
-    kept = (moved == images).flatten(1).all(dim=1)
-    assert torch.equal(mirrored, ~kept)
-    assert 150 < mirrored.sum() < 250
+    found = Batches(images, torch.arange(400), batch_size=400, augmentation=Augmentation(flip=True), **PLAIN)
+    mirrored = []
+    for number in range(3):
+        ((seen, labels),) = epoch(found, number)
+        originals = images[labels].float()
+        flipped = (seen == hflip(originals)).flatten(1).all(dim=1)
+        assert torch.equal(flipped, ~(seen == originals).flatten(1).all(dim=1))
+        mirrored.append(flipped[labels.argsort()])
+    assert 150 < mirrored[0].sum() < 250
+    assert torch.equal(mirrored[1], ~mirrored[0]) and torch.equal(mirrored[2], mirrored[0])
 
 
 def test_shift_moves_by_whole_pixels_and_reflects_the_border() -> None:
     shift, size = 3, 8
     images = numbered(200, size)
-    moved = Augmentation(shift=shift).move(images, torch.Generator().manual_seed(0))
+    moved = Augmentation(shift=shift).move(images, torch.zeros(200, dtype=torch.bool), torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(images.float(), (shift,) * 4, mode="reflect").byte()
     offsets = set()
     for image, source in zip(moved, padded, strict=True):
@@ -92,6 +97,29 @@ def test_cutout_sets_one_square_to_the_mean() -> None:
     assert torch.equal(erased[:, 0].sum(dim=(1, 2)), heights * widths)
     assert heights.max() == widths.max() == 6 and heights.min() >= 1
     assert erased[:, 0].any(dim=0).all()
+
+
+@pytest.mark.parametrize("part", [0.5, 1.0])
+def test_a_mixed_image_shows_each_class_in_its_share(part: float) -> None:
+    labels = torch.arange(400) % 5
+    images = labels.float()[:, None, None, None].expand(-1, 3, 16, 16)
+    mixed, shares = Augmentation(cutmix=part).mix(images, labels, 6, torch.Generator().manual_seed(0))
+    shown = torch.stack([(mixed[:, 0] == label).float().mean(dim=(1, 2)) for label in range(6)], dim=1)
+    torch.testing.assert_close(shares, shown)
+    intact = shares.amax(dim=1) == 1
+    assert abs(1 - part - intact.float().mean().item()) < 0.1
+    other = 1 - shares[torch.arange(400), labels]
+    assert other[~intact].max() > 0.7 and other.mean() > part * 0.2
+    assert torch.equal(mixed[intact], images[intact])
+
+
+def test_mixed_batches_have_shares_for_labels() -> None:
+    augmentation = Augmentation(cutmix=1.0)
+    first, again = (epoch(batches(augmentation=augmentation, classes=25), 0) for _ in range(2))
+    for (images, shares), (same_images, same_shares) in zip(first, again, strict=True):
+        assert shares.shape == (10, 25)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(10))
+        assert torch.equal(images, same_images) and torch.equal(shares, same_shares)
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation()])

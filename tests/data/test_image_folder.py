@@ -65,6 +65,19 @@ def test_pixels_are_pils(root: Path) -> None:
     assert np.array_equal(images[3].permute(1, 2, 0).numpy(), noise)
 
 
+def test_sixteen_bits_become_eight(root: Path) -> None:
+    ramp = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
+    Image.fromarray(ramp).save(root / "train" / "ant" / "00.png")
+    images, _ = data(root).read(train=True)
+    assert np.array_equal(images[0, 1].numpy(), ramp // 256)
+
+
+def test_an_image_too_large_to_be_meant_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"ant/00.png is not a readable image: .*decompression bomb"):
+        data(root).read(train=True)
+
+
 def test_a_broken_image_is_named(root: Path) -> None:
     path = root / "train" / "bee" / "03.png"
     path.write_bytes(path.read_bytes()[:60])

@@ -78,6 +78,7 @@ def test_images_of_another_size_are_resized() -> None:
         ({"std": (1.0, 0.0, 1.0)}, "std above 0, not"),
         ({"mean": (0.5,)}, "mean and std must be 3 numbers each"),
         ({"shift": 32}, "shift 32 and cutout 0 must lie between 0 and image_size 32"),
+        ({"cutmix": 1.5}, "cutmix must lie between 0 and 1, not 1.5"),
         ({"cutout": 33}, "shift 0 and cutout 33 must lie between 0 and image_size 32"),
     ],
 )
