@@ -79,6 +79,7 @@ def test_the_best_checkpoint_is_what_was_tested(composed: Callable[..., DictConf
         with torch.no_grad():
             losses[name] = F.cross_entropy(kept(images), labels).item()
     metrics = figures(tmp_path / "run")
+    assert torch.load(path, weights_only=True)["epoch"] + 1 == 4
     assert metrics["best_epoch"] < 4 and losses["best"] != pytest.approx(losses["last"], rel=1e-3)
     assert metrics["test_loss"] == pytest.approx(losses["best"], rel=1e-4)
 
