@@ -7,17 +7,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stn.layers import Affine, ConvLocalization, SpatialTransformer, pixel_centres, sample, thetas, transformers
+    from stn.layers import (
+        Affine,
+        AffineExponential,
+        Attention,
+        BSpline,
+        ConvLocalization,
+        Diffeomorphic,
+        LogPolar,
+        Parallel,
+        Projective,
+        Rotation,
+        Similarity,
+        SpatialTransformer,
+        ThinPlateSpline,
+        Translation,
+        Warp,
+        pixel_centres,
+        recording,
+        sample,
+        thetas,
+        transformers,
+    )
     from stn.networks import ConvNet, LeNet5, WideConvNet
 
 __all__ = [
     "Affine",
+    "AffineExponential",
+    "Attention",
+    "BSpline",
     "ConvLocalization",
     "ConvNet",
+    "Diffeomorphic",
     "LeNet5",
+    "LogPolar",
+    "Parallel",
+    "Projective",
+    "Rotation",
+    "Similarity",
     "SpatialTransformer",
+    "ThinPlateSpline",
+    "Translation",
+    "Warp",
     "WideConvNet",
     "pixel_centres",
+    "recording",
     "sample",
     "thetas",
     "transformers",

@@ -43,8 +43,8 @@ def test_every_public_name_is_there() -> None:
     for name in stn.__all__:
         assert getattr(stn, name).__doc__, name
     assert dir(stn) == sorted(stn.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'Warp'"):
-        stn.Warp  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'Warps'"):
+        stn.Warps  # noqa: B018
 
 
 @pytest.mark.parametrize("argument", [["--help"], ["--cfg", "job"]])

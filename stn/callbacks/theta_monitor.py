@@ -1,13 +1,13 @@
 """What every transformer in the network does on average, in terms a person reads."""
 
-from typing import Any
+from contextlib import ExitStack
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor, nn
+from torch import Tensor
 
-from stn.layers import SpatialTransformer, transformers
+from stn.layers import Seen, SpatialTransformer, recording, transformers
 
 
 class ThetaMonitor(pl.Callback):
@@ -19,32 +19,20 @@ class ThetaMonitor(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._found: dict[str, list[Tensor]] = {}
-        self._sizes: dict[str, tuple[int, int]] = {}
-        self._hooks: list[Any] = []
+        self.seen: dict[str, list[Seen]] = {}
+        self._recording = ExitStack()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._found.clear()
-        for name, module in transformers(pl_module.get_submodule("net")).items():
-
-            def keep_size(layer: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-                self._sizes[name] = (inputs[0].shape[2], inputs[0].shape[3])
-
-            def keep_theta(layer: nn.Module, inputs: Any, theta: Tensor, name: str = name) -> None:
-                self._found.setdefault(name, []).append(theta.detach())
-
-            self._hooks.append(module.register_forward_pre_hook(keep_size))
-            self._hooks.append(module.head.register_forward_hook(keep_theta))
+        self.seen = self._recording.enter_context(recording(pl_module.get_submodule("net")))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._recording.close()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():
-            theta = torch.cat(self._found[name]).float()
-            sums = trainer.strategy.reduce(moments(module, theta, *self._sizes[name]), reduce_op="sum")
+            passes = self.seen[name]
+            theta = torch.cat([one.theta for one in passes]).float()
+            sums = trainer.strategy.reduce(moments(module, theta, passes[0].height, passes[0].width), reduce_op="sum")
             for quantity, (mean, spread) in summarize(sums).items():
                 pl_module.log(f"{name}/{quantity}_mean", mean)
                 pl_module.log(f"{name}/{quantity}_spread", spread)
@@ -63,7 +51,7 @@ def moments(module: SpatialTransformer, theta: Tensor, height: int, width: int) 
     For each of `QUANTITIES` how many, the sum and the sum of squares; for the rotation how many, the sum of its cosine
     and of its sine. In float64.
     """
-    parts = {name: values.double() for name, values in module.warp.decompose(theta).items()}
+    parts = {name: values.double() for name, values in module.decompose(theta).items()}
     turns = parts["rotation"]
     count = torch.ones_like(turns)
     columns = [torch.stack((count, turns.cos(), turns.sin()))]

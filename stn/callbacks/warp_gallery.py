@@ -102,7 +102,7 @@ def draw(transformer: SpatialTransformer, theta: Tensor, images: Tensor, names: 
     """Originals (N, 3, H, W) uint8 with the outline of the region that θ (N, P) samples, and the samples below them."""
     height, width = images.shape[-2:]
     warped = transformer.transform(images.float(), theta).round().clamp(0, 255).byte()
-    outline = transformer.warp(theta, square_outline().to(theta))
+    outline = transformer.to_input(theta, square_outline().to(theta))
     if transformer.align_corners:  # there ±1 is the centre of the outermost pixel, not its edge
         outline = outline * torch.tensor([1 - 1 / width, 1 - 1 / height]).to(outline)
     corners = (outline.cpu() + 1) / 2 * SIDE + GAP

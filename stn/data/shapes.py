@@ -87,18 +87,11 @@ def random_poses(count: int, rotation: float, scale: tuple[float, float], genera
     return torch.stack((cos, -sin, shift_x, sin, cos, shift_y), dim=1)
 
 
-def inverse(pose: Tensor) -> Tensor:
-    """The affine θ (N, 6) that undoes an affine θ (N, 6)."""
-    matrix = pose.view(-1, 2, 3)
-    linear = torch.linalg.inv(matrix[:, :, :2])
-    return torch.cat((linear, -linear @ matrix[:, :, 2:]), dim=2).view(-1, 6)
-
-
 def draw_shapes(labels: Tensor, poses: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Images of the figures `labels` (N,) at `poses` (N, 6), coloured, on textured ground: uint8 (N, 3, size, size)."""
     count, fine = len(labels), 2 * size
     upright = F.avg_pool2d(draw_figures(8 * size), 4)[labels]
-    where = Affine()(inverse(poses), pixel_centres(fine, fine)).view(count, fine, fine, 2)
+    where = Affine()(Affine().inverse(poses), pixel_centres(fine, fine)).view(count, fine, fine, 2)
     mask = F.avg_pool2d(sample(upright, where, padding="zeros"), 2)
     ground = torch.rand(count, 3, size // 8 + 1, size // 8 + 1, generator=generator)
     ground = F.interpolate(ground, (size, size), mode="bicubic").mul(0.5).add(0.1)

@@ -2,7 +2,42 @@
 
 from stn.layers.localization import ConvLocalization
 from stn.layers.sampling import pixel_centres, sample
-from stn.layers.transformer import SpatialTransformer, thetas, transformers
-from stn.layers.warps import Affine
+from stn.layers.transformer import Parallel, Seen, SpatialTransformer, recording, thetas, transformers
+from stn.layers.warps import (
+    Affine,
+    AffineExponential,
+    Attention,
+    BSpline,
+    Diffeomorphic,
+    LogPolar,
+    Projective,
+    Rotation,
+    Similarity,
+    ThinPlateSpline,
+    Translation,
+    Warp,
+)
 
-__all__ = ["Affine", "ConvLocalization", "SpatialTransformer", "pixel_centres", "sample", "thetas", "transformers"]
+__all__ = [
+    "Affine",
+    "AffineExponential",
+    "Attention",
+    "BSpline",
+    "ConvLocalization",
+    "Diffeomorphic",
+    "LogPolar",
+    "Parallel",
+    "Projective",
+    "Rotation",
+    "Seen",
+    "Similarity",
+    "SpatialTransformer",
+    "ThinPlateSpline",
+    "Translation",
+    "Warp",
+    "pixel_centres",
+    "recording",
+    "sample",
+    "thetas",
+    "transformers",
+]

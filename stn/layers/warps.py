@@ -1,49 +1,454 @@
 """Families of warps: functions from the points of the output image to points of the input image.
 
 Every warp has `num_params`, `identity()` and `warp(theta, points)`. Points are (x, y) in [-1, 1] of the image's
-half-width and half-height, so that one θ means the same at every resolution.
+half-width and half-height, so that one θ means the same at every resolution; on an image that is not square, a
+rotation is one of the square it would be stretched to. Every family that has them has `inverse` and `compose` on θ.
 """
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Affine(nn.Module):
-    """Affine warp (x, y) -> (a x + b y + tx, c x + d y + ty), θ = (a, b, tx, c, d, ty).
+class Warp(nn.Module, ABC):
+    """A family of warps, each given by `num_params` numbers θ.
 
-    Jaderberg et al. 2015, equation 1.
+    `warp(theta, points)` tells where in the input each output point is read: theta (N, P), points (M, 2), the same
+    for the batch, or (N, M, 2); returns (N, M, 2). Raises ValueError for other shapes.
+    """
+
+    num_params: int
+
+    @abstractmethod
+    def identity(self) -> Tensor:
+        """θ to start from, (P,): the warp that moves nothing, where the family has one."""
+
+    def window(self, scale: float, x: float, y: float) -> Tensor:
+        """θ (P,) that reads a window of the image about (x, y), as far as the family can; else the identity."""
+        return self.identity()
+
+    @abstractmethod
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        """What `warp(theta, points)` returns, for shapes that are known to fit."""
+
+    def forward(self, theta: Tensor, points: Tensor) -> Tensor:
+        """Where in the input each output point is read, (N, M, 2)."""
+        if theta.ndim != 2 or theta.shape[1] != self.num_params:
+            raise ValueError(
+                f"theta must be (N, {self.num_params}) for {type(self).__name__}, not {tuple(theta.shape)}"
+            )
+        if points.ndim not in (2, 3) or points.shape[-1] != 2:
+            raise ValueError(f"points must be (M, 2) or (N, M, 2), not {tuple(points.shape)}")
+        return self.move(theta, points)
+
+    def invert(self, theta: Tensor, points: Tensor) -> Tensor:
+        """Which output points are read at input `points`, (M, 2) or (N, M, 2): (N, M, 2).
+
+        By Newton's method where the family has no inverse; where the warp folds, there is none to be found.
+        """
+
+        def warped(at: Tensor) -> Tensor:
+            return self(theta, at)
+
+        found = points.expand(theta.shape[0], -1, -1)
+        along_x, along_y = (torch.tensor(axis).to(found).expand_as(found) for axis in ((1, 0), (0, 1)))
+        for _ in range(20):
+            columns = [torch.func.jvp(warped, (found,), (axis,))[1] for axis in (along_x, along_y)]
+            found = found - torch.linalg.solve(torch.stack(columns, dim=-1), self(theta, found) - points)
+        return found
+
+    def decompose(self, theta: Tensor) -> dict[str, Tensor]:
+        """θ (N, P) in terms a person reads, see `decompose`."""
+        return decompose(self, theta)
+
+
+def decompose(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> dict[str, Tensor]:
+    """θ (N, P) in terms a person reads, each (N,): the affine map nearest to the warp over the image, taken apart.
+
+    Its matrix is rotation · [[1, shear], [0, 1]] · the scales along x and y, then the shift. `rotation` in radians from
+    x towards y (clockwise in a picture); `scale`, the root of their product, below 1 when the transformer zooms in;
+    `aspect`, the scale along y over that along x, negative for a mirrored image; `shear`, a tangent; `shift_x`,
+    `shift_y` in fractions of the half-width and half-height.
+    """
+    lattice = lattice_points(5).to(theta)
+    moved = warp(theta, lattice)
+    # Over a symmetric lattice x, y and 1 are orthogonal: least squares is a mean.
+    size = lattice[:, 0].square().mean()
+    a, c = ((moved * lattice[:, :1]).mean(dim=1) / size).unbind(1)
+    b, d = ((moved * lattice[:, 1:]).mean(dim=1) / size).unbind(1)
+    shift_x, shift_y = moved.mean(dim=1).unbind(1)
+    along_x, determinant = torch.hypot(a, c), a * d - b * c
+    return {
+        "rotation": torch.atan2(c, a),
+        "scale": determinant.abs().sqrt(),
+        "aspect": determinant / along_x.square(),
+        "shear": (a * b + c * d) / determinant,
+        "shift_x": shift_x,
+        "shift_y": shift_y,
+    }
+
+
+def lattice_points(size: int) -> Tensor:
+    """size x size points that span the square [-1, 1], row by row: (size², 2), (x, y), float64."""
+    along = torch.linspace(-1, 1, size, dtype=torch.float64)
+    y, x = torch.meshgrid(along, along, indexing="ij")
+    return torch.stack((x, y), dim=-1).view(-1, 2)
+
+
+class MatrixWarp(Warp):
+    """Warps by a matrix, (x, y, 1) -> matrix @ (x, y, 1)."""
+
+    @abstractmethod
+    def matrix(self, theta: Tensor) -> Tensor:
+        """The matrices (N, 3, 3) of θ (N, P)."""
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        matrix = self.matrix(theta)
+        points = points.expand(theta.shape[0], -1, -1)
+        return torch.baddbmm(matrix[:, None, :2, 2], points, matrix[:, :2, :2].mT)
+
+
+class MatrixGroup(MatrixWarp):
+    """Warps by matrices that form a group, so that θ can be inverted and composed."""
+
+    @abstractmethod
+    def parameters_of(self, matrix: Tensor) -> Tensor:
+        """θ (N, P) of matrices (N, 3, 3) that belong to the group, their last entry 1."""
+
+    def window(self, scale: float, x: float, y: float) -> Tensor:
+        return self.parameters_of(torch.tensor([[[scale, 0, x], [0, scale, y], [0, 0, 1]]]))[0]
+
+    def inverse(self, theta: Tensor) -> Tensor:
+        """θ (N, P) of the warps that undo those of θ (N, P)."""
+        a, b, c = self.matrix(theta).unbind(2)
+        # The adjugate: a homogeneous matrix needs no division by the determinant.
+        rows = (torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b))
+        adjugate = torch.stack(rows, dim=1)
+        return self.parameters_of(adjugate / adjugate[:, 2:, 2:])
+
+    def compose(self, outer: Tensor, inner: Tensor) -> Tensor:
+        """θ (N, P) of the warps that do `inner`, then `outer`, each θ (N, P)."""
+        product = self.matrix(outer) @ self.matrix(inner)
+        return self.parameters_of(product / product[:, 2:, 2:])
+
+    def invert(self, theta: Tensor, points: Tensor) -> Tensor:
+        return self(self.inverse(theta), points)
+
+
+def matrices(rows: list[list[Tensor]]) -> Tensor:
+    """(N, 3, 3) from two rows of three (N,), the third being (0, 0, 1)."""
+    zero, one = torch.zeros_like(rows[0][0]), torch.ones_like(rows[0][0])
+    return torch.stack([*rows[0], *rows[1], zero, zero, one], dim=1).view(-1, 3, 3)
+
+
+class Translation(MatrixGroup):
+    """(x, y) -> (x + tx, y + ty), θ = (tx, ty)."""
+
+    num_params = 2
+
+    def identity(self) -> Tensor:
+        return torch.zeros(2)
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        tx, ty = theta.unbind(1)
+        zero, one = torch.zeros_like(tx), torch.ones_like(tx)
+        return matrices([[one, zero, tx], [zero, one, ty]])
+
+    def parameters_of(self, matrix: Tensor) -> Tensor:
+        return matrix[:, :2, 2]
+
+
+class Rotation(MatrixGroup):
+    """Rotation about the image's centre, θ = (angle,) in radians from x towards y (clockwise in a picture)."""
+
+    num_params = 1
+
+    def identity(self) -> Tensor:
+        return torch.zeros(1)
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        cos, sin = theta[:, 0].cos(), theta[:, 0].sin()
+        zero = torch.zeros_like(cos)
+        return matrices([[cos, -sin, zero], [sin, cos, zero]])
+
+    def parameters_of(self, matrix: Tensor) -> Tensor:
+        return torch.atan2(matrix[:, 1, 0], matrix[:, 0, 0])[:, None]
+
+
+class Attention(MatrixGroup):
+    """An upright window, (x, y) -> (s x + tx, s y + ty), θ = (s, tx, ty). Jaderberg et al. 2015, equation 2."""
+
+    num_params = 3
+
+    def identity(self) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0])
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        s, tx, ty = theta.unbind(1)
+        zero = torch.zeros_like(s)
+        return matrices([[s, zero, tx], [zero, s, ty]])
+
+    def parameters_of(self, matrix: Tensor) -> Tensor:
+        return torch.stack((matrix[:, 0, 0], matrix[:, 0, 2], matrix[:, 1, 2]), dim=1)
+
+
+class Similarity(MatrixGroup):
+    """Rotation, one scale and shift, (x, y) -> (a x - b y + tx, b x + a y + ty), θ = (a, b, tx, ty)."""
+
+    num_params = 4
+
+    def identity(self) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0, 0.0])
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        a, b, tx, ty = theta.unbind(1)
+        return matrices([[a, -b, tx], [b, a, ty]])
+
+    def parameters_of(self, matrix: Tensor) -> Tensor:
+        return torch.stack((matrix[:, 0, 0], matrix[:, 1, 0], matrix[:, 0, 2], matrix[:, 1, 2]), dim=1)
+
+
+class Affine(MatrixGroup):
+    """(x, y) -> (a x + b y + tx, c x + d y + ty), θ = (a, b, tx, c, d, ty). Jaderberg et al. 2015, equation 1."""
+
+    num_params = 6
+
+    def identity(self) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        last = torch.zeros_like(theta[:, :3])
+        last[:, 2] = 1
+        return torch.cat((theta, last), dim=1).view(-1, 3, 3)
+
+    def parameters_of(self, matrix: Tensor) -> Tensor:
+        return matrix[:, :2].flatten(1)
+
+
+class Projective(MatrixGroup):
+    """A plane seen from elsewhere: affine, divided by g x + h y + 1, θ = (a, b, tx, c, d, ty, g, h).
+
+    A divisor nearer to 0 than `horizon` counts as ±horizon, so that no point is at infinity.
+    """
+
+    num_params = 8
+
+    def __init__(self, horizon: float = 1e-3) -> None:
+        super().__init__()
+        if horizon <= 0:
+            raise ValueError(f"horizon must be above 0, not {horizon}")
+        self.horizon = horizon
+
+    def identity(self) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        return torch.cat((theta, torch.ones_like(theta[:, :1])), dim=1).view(-1, 3, 3)
+
+    def parameters_of(self, matrix: Tensor) -> Tensor:
+        return matrix.flatten(1)[:, :8]
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        matrix = self.matrix(theta)
+        points = points.expand(theta.shape[0], -1, -1)
+        moved = torch.baddbmm(matrix[:, None, :, 2], points, matrix[:, :, :2].mT)
+        divisor = moved[:, :, 2:]
+        nearest = torch.where(divisor < 0, -self.horizon, self.horizon)
+        return moved[:, :, :2] / torch.where(divisor.abs() < self.horizon, nearest, divisor)
+
+
+class AffineExponential(MatrixWarp):
+    """Affine by the matrix exponential, so that it can always be undone: exp([[θ1 θ2 θ3], [θ4 θ5 θ6], [0 0 0]]).
+
+    Detlefsen et al. 2018, "Deep Diffeomorphic Transformer Networks". A product of exponentials need not be one: there
+    is an inverse and no `compose`.
     """
 
     num_params = 6
 
     def identity(self) -> Tensor:
-        """θ of the warp that moves nothing, shape (6,)."""
-        return torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+        return torch.zeros(6)
 
-    def forward(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Where in the input each output point is read.
+    def matrix(self, theta: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(F.pad(theta, (0, 3)).view(-1, 3, 3))
 
-        theta: (N, 6). points: (M, 2), the same for the batch, or (N, M, 2). Returns (N, M, 2).
-        Raises ValueError for other shapes.
-        """
-        if theta.ndim != 2 or theta.shape[1] != self.num_params:
-            raise ValueError(f"theta must be (N, {self.num_params}) for an affine warp, not {tuple(theta.shape)}")
-        if points.ndim not in (2, 3) or points.shape[-1] != 2:
-            raise ValueError(f"points must be (M, 2) or (N, M, 2), not {tuple(points.shape)}")
-        matrix = theta.view(-1, 2, 3)
-        return points @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
+    def inverse(self, theta: Tensor) -> Tensor:
+        """θ (N, 6) of the warps that undo those of θ (N, 6)."""
+        return -theta
 
-    def decompose(self, theta: Tensor) -> dict[str, Tensor]:
-        """θ in terms a person reads, each (N,): rotation of the sampled region, its size, and where its centre lies.
+    def invert(self, theta: Tensor, points: Tensor) -> Tensor:
+        return self(-theta, points)
 
-        `rotation` in radians from x towards y (clockwise in a picture), the nearest rotation to the matrix;
-        `scale` = sqrt(|det|), below 1 when the transformer zooms in; `shift_x`, `shift_y` in fractions of the
-        half-width and half-height.
-        """
-        a, b, tx, c, d, ty = theta.unbind(1)
-        return {
-            "rotation": torch.atan2(c - b, a + d),
-            "scale": (a * d - b * c).abs().sqrt(),
-            "shift_x": tx,
-            "shift_y": ty,
-        }
+
+class LatticeWarp(Warp):
+    """Warps by the displacements θ of `size` x `size` control points, linear in θ: points + basis(points) @ θ.
+
+    θ is (x, y) of each control point in turn, row by row.
+    """
+
+    smallest = 2
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if size < self.smallest:
+            raise ValueError(f"size must be {self.smallest} or more control points a side, not {size}")
+        self.size, self.num_params = size, 2 * size**2
+
+    @abstractmethod
+    def basis(self, points: Tensor) -> Tensor:
+        """How much each control point moves each of `points` (…, 2): (…, size²)."""
+
+    def identity(self) -> Tensor:
+        return torch.zeros(self.num_params)
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        basis = self.basis(points).expand(theta.shape[0], -1, -1)
+        return torch.baddbmm(points.expand(theta.shape[0], -1, -1), basis, theta.view(-1, self.size**2, 2))
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}"
+
+
+class ThinPlateSpline(LatticeWarp):
+    """The smoothest warp that moves the points of a lattice over the image by θ (Bookstein 1989).
+
+    ridge: above 0, the lattice is met approximately and the warp is smoother.
+    """
+
+    def __init__(self, size: int = 4, ridge: float = 0.0) -> None:
+        super().__init__(size)
+        if ridge < 0:
+            raise ValueError(f"ridge must not be negative, not {ridge}")
+        control = lattice_points(size)
+        ones = torch.ones(size**2, 1, dtype=torch.float64)
+        plane = torch.cat((ones, control), dim=1)
+        system = torch.zeros(size**2 + 3, size**2 + 3, dtype=torch.float64)
+        system[:-3, :-3] = bending(control, control) + ridge * torch.eye(size**2, dtype=torch.float64)
+        system[:-3, -3:], system[-3:, :-3] = plane, plane.T
+        self.control: Tensor
+        self.solution: Tensor
+        # Made again from `size`, so not kept in checkpoints.
+        self.register_buffer("control", control, persistent=False)
+        self.register_buffer("solution", torch.linalg.inv(system)[:, :-3].contiguous(), persistent=False)
+
+    def basis(self, points: Tensor) -> Tensor:
+        plane = torch.cat((torch.ones_like(points[..., :1]), points), dim=-1)
+        bent = bending(points, self.control.to(points))
+        return torch.cat((bent, plane), dim=-1) @ self.solution.to(points)
+
+
+def bending(points: Tensor, control: Tensor) -> Tensor:
+    """r² log r² between `points` (…, 2) and `control` (K, 2), and 0 where r is: (…, K)."""
+    squared = (points[..., None, :] - control).square().sum(dim=-1)
+    return squared * squared.clamp(min=torch.finfo(squared.dtype).tiny).log()
+
+
+class BSpline(LatticeWarp):
+    """Free-form deformation: the sum of cubic B-splines on a lattice, each of local effect (Rueckert et al. 1999).
+
+    The lattice reaches one control point beyond the image on each side. Points outside the image move as its border.
+    """
+
+    smallest = 4
+
+    def __init__(self, size: int = 6) -> None:
+        super().__init__(size)
+
+    def basis(self, points: Tensor) -> Tensor:
+        cells = self.size - 3
+        where = (points.clamp(-1, 1) + 1) * (cells / 2) + 1
+        control = torch.arange(self.size, device=points.device, dtype=points.dtype)
+        distance = (where[..., None] - control).abs()
+        near = 2 / 3 - distance.square() + distance**3 / 2
+        x, y = torch.where(distance < 1, near, (2 - distance).clamp(min=0) ** 3 / 6).unbind(-2)
+        return (y[..., :, None] * x[..., None, :]).flatten(-2)
+
+
+class Diffeomorphic(Warp):
+    """A warp that never folds: the flow along a velocity field that does not change, for a unit of time.
+
+    θ is the velocity at the points of a cubic B-spline lattice, held within ±`bound` by a tanh; the flow is found by
+    scaling and squaring (Arsigny et al. 2006, "A Log-Euclidean Framework for Statistics on Diffeomorphisms") on
+    `nodes` x `nodes` points, bilinear between them. -θ undoes it, up to that grid.
+    """
+
+    def __init__(self, size: int = 6, bound: float = 0.5, nodes: int = 65, squarings: int = 6) -> None:
+        super().__init__()
+        if bound <= 0 or nodes < 2 or squarings < 1:
+            raise ValueError(
+                f"bound {bound}, nodes {nodes} and squarings {squarings} must be above 0, 2 or more and 1 or more"
+            )
+        lattice = BSpline(size)
+        self.size, self.num_params = size, lattice.num_params
+        self.bound, self.nodes, self.squarings = bound, nodes, squarings
+        at = lattice_points(nodes)
+        self.basis: Tensor
+        self.grid: Tensor
+        self.register_buffer("basis", lattice.basis(at), persistent=False)
+        self.register_buffer("grid", at.view(1, nodes, nodes, 2), persistent=False)
+
+    def identity(self) -> Tensor:
+        return torch.zeros(self.num_params)
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        velocity = self.bound * (theta / self.bound).tanh()
+        velocity = self.basis.to(theta) @ velocity.view(-1, self.size**2, 2)
+        displacement = velocity.mT.unflatten(2, (self.nodes, self.nodes)) / 2**self.squarings
+        grid = self.grid.to(theta)
+        for _ in range(self.squarings):
+            displacement = displacement + between(displacement, grid + displacement.permute(0, 2, 3, 1))
+        points = points.expand(theta.shape[0], -1, -1)
+        return points + between(displacement, points[:, None]).squeeze(2).mT
+
+    def inverse(self, theta: Tensor) -> Tensor:
+        """θ (N, P) of the warps that undo those of θ (N, P)."""
+        return -theta
+
+    def invert(self, theta: Tensor, points: Tensor) -> Tensor:
+        return self(-theta, points)
+
+    def extra_repr(self) -> str:
+        return f"size={self.size}, bound={self.bound}"
+
+
+def between(field: Tensor, points: Tensor) -> Tensor:
+    """A field (N, 2, H, W) given at nodes that span the square, read at points (N, h, w, 2): (N, 2, h, w)."""
+    return F.grid_sample(field, points, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+class LogPolar(Warp):
+    """Angle along x, logarithm of the radius along y, about an origin θ = (x, y): Esteves et al. 2018.
+
+    Rotating and scaling the image about the origin shifts what is sampled. x from -1 to 1 is once around from the left
+    by way of the top; y from -1 to 1 goes from radius `inner` to `outer`, in half-widths. The angle comes round:
+    points beyond ±1 in x read what lies on the other side, and a convolution that follows pads its width in a circle.
+    """
+
+    num_params = 2
+
+    def __init__(self, inner: float = 1 / 16, outer: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < inner < outer:
+            raise ValueError(f"0 < inner < outer must hold, not {inner} and {outer}")
+        self.inner, self.outer = inner, outer
+
+    def identity(self) -> Tensor:
+        """The image's centre: no member of the family moves nothing."""
+        return torch.zeros(2)
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        angle, depth = math.pi * points[..., 0], (points[..., 1] + 1) / 2
+        radius = self.inner * (self.outer / self.inner) ** depth
+        return theta[:, None] + radius[..., None] * torch.stack((angle.cos(), angle.sin()), dim=-1)
+
+    def invert(self, theta: Tensor, points: Tensor) -> Tensor:
+        x, y = (points - theta[:, None]).unbind(-1)
+        depth = (torch.hypot(x, y) / self.inner).log() / math.log(self.outer / self.inner)
+        return torch.stack((torch.atan2(y, x) / math.pi, 2 * depth - 1), dim=-1)
+
+    def extra_repr(self) -> str:
+        return f"inner={self.inner}, outer={self.outer}"

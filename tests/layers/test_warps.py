@@ -1,15 +1,140 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
+import cv2
+import kornia.geometry.transform as kornia
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.interpolate import BSpline as SciPySpline
+from scipy.interpolate import RBFInterpolator
+from torch import Tensor
 
-from stn.layers import Affine, pixel_centres
+from stn.layers import (
+    Affine,
+    AffineExponential,
+    Attention,
+    BSpline,
+    Diffeomorphic,
+    LogPolar,
+    Projective,
+    Rotation,
+    Similarity,
+    ThinPlateSpline,
+    Translation,
+    Warp,
+    pixel_centres,
+)
+from stn.layers.warps import MatrixGroup, lattice_points
+
+GROUPS: list[Callable[[], MatrixGroup]] = [Translation, Rotation, Attention, Similarity, Affine, Projective]
+FAMILIES: list[Callable[[], Warp]] = [*GROUPS, AffineExponential, ThinPlateSpline, BSpline, Diffeomorphic, LogPolar]
+SEEDS = st.integers(0, 2**31)
+
+
+def near_identity(warp: Warp, count: int, seed: int = 0, by: float = 0.1, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (warp.identity() + by * torch.randn(count, warp.num_params, generator=generator)).to(dtype)
+
+
+def some_points(count: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1).to(dtype)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family is not LogPolar])
+@given(count=st.integers(1, 4), height=st.integers(1, 12), width=st.integers(1, 12), align_corners=st.booleans())
+def test_identity_moves_nothing(
+    family: Callable[[], Warp], count: int, height: int, width: int, align_corners: bool
+) -> None:
+    warp = family()
+    points = pixel_centres(height, width, align_corners=align_corners)
+    moved = warp(warp.identity().expand(count, -1), points)
+    torch.testing.assert_close(moved, points.expand(count, -1, -1), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_points_of_each_image_or_of_all(family: Callable[[], Warp]) -> None:
+    warp = family()
+    theta, points = near_identity(warp, 3), torch.stack([some_points(7, seed) for seed in range(3)])
+    each = warp(theta, points)
+    assert each.shape == (3, 7, 2)
+    for index in range(3):
+        alone = warp(theta[index : index + 1], points[index])
+        torch.testing.assert_close(alone[0], each[index], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_theta_has_the_gradient_that_finite_differences_show(family: Callable[[], Warp]) -> None:
+    warp = family()
+    theta = near_identity(warp, 2, dtype=torch.float64).requires_grad_()
+    points = some_points(9, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(warp, (theta, points))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vmap_over_theta(family: Callable[[], Warp]) -> None:
+    warp = family()
+    theta, points = near_identity(warp, 4), some_points(6)
+    mapped = torch.vmap(lambda one: warp(one[None], points)[0])(theta)
+    torch.testing.assert_close(mapped, warp(theta, points), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", GROUPS)
+@given(seed=SEEDS)
+def test_inverse_undoes_and_compose_does_one_after_the_other(family: Callable[[], MatrixGroup], seed: int) -> None:
+    warp = family()
+    first, second = (near_identity(warp, 2, number, dtype=torch.float64) for number in (seed, seed + 1))
+    points = some_points(9, seed, torch.float64) / 2
+    torch.testing.assert_close(warp(warp.inverse(first), warp(first, points)), points.expand(2, -1, -1))
+    both = warp(second, warp(first, points))
+    torch.testing.assert_close(warp(warp.compose(second, first), points), both)
+
+
+@pytest.mark.parametrize(
+    ("family", "within"), [(AffineExponential, 1e-5), (Diffeomorphic, 0.01)], ids=["exponential", "diffeomorphic"]
+)
+@given(seed=SEEDS)
+def test_the_other_sign_undoes(family: Callable[[], Any], within: float, seed: int) -> None:
+    warp = family()
+    theta, points = near_identity(warp, 2, seed), some_points(9, seed) / 2
+    back = warp(warp.inverse(theta), warp(theta, points))
+    torch.testing.assert_close(back, points.expand(2, -1, -1), atol=within, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_invert_finds_the_output_point_that_is_read(family: Callable[[], Warp]) -> None:
+    warp = family()
+    theta, points = near_identity(warp, 3, by=0.05), some_points(20) * 0.8
+    within = 0.01 if family is Diffeomorphic else 1e-5
+    torch.testing.assert_close(warp.invert(theta, warp(theta, points)), points.expand(3, -1, -1), atol=within, rtol=0)
+
+
+@given(seed=SEEDS, by=st.floats(0, 100))
+def test_a_diffeomorphic_warp_never_folds(seed: int, by: float) -> None:
+    """The Jacobian is positive everywhere, whatever θ: each little triangle keeps its orientation."""
+    warp, size = Diffeomorphic(), 50
+    moved = warp(near_identity(warp, 2, seed, by), pixel_centres(size, size)).view(2, size, size, 2)
+    right, down = moved[:, :-1, 1:] - moved[:, :-1, :-1], moved[:, 1:, :-1] - moved[:, :-1, :-1]
+    area = right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]
+    assert area.min() > 0
+
+
+def test_a_spline_that_is_not_diffeomorphic_does_fold() -> None:
+    """That the test above can fail."""
+    warp, size = BSpline(), 50
+    moved = warp(near_identity(warp, 2, 0, by=2), pixel_centres(size, size)).view(2, size, size, 2)
+    right, down = moved[:, :-1, 1:] - moved[:, :-1, :-1], moved[:, 1:, :-1] - moved[:, :-1, :-1]
+    assert (right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]).min() < 0
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (5, 9), (1, 4)])
-def test_affine_grid_is_pytorchs(height: int, width: int, align_corners: bool) -> None:
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (5, 9), (2, 4)])
+def test_affine_is_pytorchs_affine_grid(height: int, width: int, align_corners: bool) -> None:
     theta = torch.randn(4, 6)
     points = pixel_centres(height, width, align_corners=align_corners)
     grid = Affine()(theta, points).view(4, height, width, 2)
@@ -17,37 +142,182 @@ def test_affine_grid_is_pytorchs(height: int, width: int, align_corners: bool) -
     torch.testing.assert_close(grid, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_identity_moves_nothing() -> None:
-    warp = Affine()
-    points = torch.rand(17, 2) * 2 - 1
-    assert torch.equal(warp(warp.identity().expand(3, 6), points), points.expand(3, 17, 2))
+def test_projective_is_opencvs() -> None:
+    theta, points = near_identity(Projective(), 1, by=0.2), some_points(30)
+    expected = cv2.perspectiveTransform(points[None].numpy(), Projective().matrix(theta)[0].numpy())
+    torch.testing.assert_close(Projective()(theta, points), torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
 
 
-def test_points_of_each_image_or_of_all() -> None:
-    theta, points = torch.randn(3, 6), torch.randn(3, 7, 2)
-    each = Affine()(theta, points)
-    for index in range(3):
-        torch.testing.assert_close(Affine()(theta[index : index + 1], points[index])[0], each[index])
+def test_exponential_is_scipys() -> None:
+    theta = near_identity(AffineExponential(), 3, by=0.7, dtype=torch.float64)
+    for one, matrix in zip(theta, AffineExponential().matrix(theta), strict=True):
+        expected = scipy.linalg.expm(np.vstack([one.view(2, 3).numpy(), np.zeros(3)]))
+        np.testing.assert_allclose(matrix.numpy(), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("degrees", "scale"), [(0, 1), (30, 0.5), (-75, 2), (179, 0.1)])
-def test_decompose_finds_what_composed_it(degrees: float, scale: float) -> None:
-    turn = math.radians(degrees)
-    cos, sin = scale * math.cos(turn), scale * math.sin(turn)
-    parts = Affine().decompose(torch.tensor([[cos, -sin, 0.2, sin, cos, -0.3]]))
-    assert parts["rotation"].item() == pytest.approx(turn, abs=1e-6)
-    assert parts["scale"].item() == pytest.approx(scale, rel=1e-5)
-    assert (parts["shift_x"].item(), parts["shift_y"].item()) == pytest.approx((0.2, -0.3))
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_thin_plate_spline_is_scipys_and_kornias(size: int) -> None:
+    warp = ThinPlateSpline(size)
+    theta, points = near_identity(warp, 2, dtype=torch.float64), some_points(40, dtype=torch.float64)
+    control, moved = lattice_points(size), warp(theta, points)
+    for one, found in zip(theta.view(2, -1, 2), moved, strict=True):
+        spline = RBFInterpolator(control.numpy(), (control + one).numpy(), kernel="thin_plate_spline")
+        np.testing.assert_allclose(found.numpy(), spline(points.numpy()), atol=1e-8)
+    # kornia's own solution has its kernels where the lattice goes, not where it is; what it makes of ours is the same.
+    bent, flat = (warp.solution @ theta.view(2, -1, 2)).split([size**2, 3], dim=1)
+    flat = flat + torch.eye(3, dtype=torch.float64)[:, 1:]
+    expected = kornia.warp_points_tps(points.expand(2, -1, -1), control.expand(2, -1, -1), 2 * bent, flat)
+    torch.testing.assert_close(moved, expected, atol=1e-8, rtol=1e-8)
+
+
+def test_thin_plate_spline_meets_its_lattice_unless_ridge_lets_it_go() -> None:
+    for ridge, met in ((0.0, True), (0.5, False)):
+        warp = ThinPlateSpline(4, ridge=ridge)
+        theta, control = near_identity(warp, 2), lattice_points(4).float()
+        target = control + theta.view(2, -1, 2)
+        assert torch.allclose(warp(theta, control), target, atol=1e-5) is met
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_b_spline_is_scipys(size: int) -> None:
+    warp = BSpline(size)
+    theta, points = near_identity(warp, 1, dtype=torch.float64), some_points(40, dtype=torch.float64)
+    spacing = 2 / (size - 3)
+    knots = -1 + spacing * (np.arange(size + 4) - 3)
+    x, y = points.numpy().T
+    along_x, along_y = (SciPySpline.design_matrix(axis, knots, 3).toarray() for axis in (x, y))
+    control = theta.view(size, size, 2).numpy()
+    expected = points.numpy() + np.einsum("my,mx,yxd->md", along_y, along_x, control)
+    np.testing.assert_allclose(warp(theta, points)[0].numpy(), expected, atol=1e-10)
+
+
+def test_a_constant_velocity_is_a_shift() -> None:
+    warp = Diffeomorphic()
+    inner = some_points(20) / 2
+    theta = torch.tensor([0.1, -0.2]).repeat(warp.num_params // 2)[None]
+    by = 0.5 * (torch.tensor([0.1, -0.2]) / 0.5).tanh()
+    torch.testing.assert_close(warp(theta, inner)[0], inner + by, atol=1e-5, rtol=0)
+
+
+def test_a_diffeomorphic_warp_is_the_flow_of_its_velocity() -> None:
+    """Against a fine Euler integration of the same velocity."""
+    warp = Diffeomorphic()
+    theta, found = near_identity(warp, 2, by=0.3), some_points(30).expand(2, -1, -1) / 2
+    moved = warp(theta, found)
+    velocity = warp.bound * (theta / warp.bound).tanh()
+    field = BSpline(warp.size)
+    steps = 2000
+    for _ in range(steps):
+        found = found + (field(velocity, found) - found) / steps
+    torch.testing.assert_close(moved, found, atol=0.01, rtol=0)
+
+
+def test_log_polar_is_opencvs() -> None:
+    """Where cv2.warpPolar reads, column = log-radius and row = angle from 0; seen in an image of its coordinates."""
+    size, centre, outer = 64, (30.0, 34.0), 24.0
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    flags = cv2.INTER_LINEAR | cv2.WARP_POLAR_LOG
+    rows, columns = 16, 24
+    read = np.stack([cv2.warpPolar(axis, (columns, rows), centre, outer, flags) for axis in (x, y)], axis=-1)
+    # OpenCV's angle goes once around from row 0; its radius is ours less 1 pixel, so that it starts at 0.
+    row, column = np.mgrid[:rows, 1:columns]
+    angle = (2 * row / rows + 1) % 2 - 1
+    points = np.stack((angle, 2 * column / columns - 1), axis=-1).reshape(-1, 2).astype(np.float32)
+    warp = LogPolar(inner=1 / (size / 2), outer=outer / (size / 2))
+    origin = torch.tensor([[(axis + 0.5) / (size / 2) - 1 for axis in centre]])
+    pixels = (warp(origin, torch.from_numpy(points))[0].numpy() + 1) * size / 2 - 0.5
+    outwards = np.stack((np.cos(np.pi * angle), np.sin(np.pi * angle)), axis=-1)
+    np.testing.assert_allclose(pixels.reshape(rows, columns - 1, 2) - outwards, read[:, 1:], atol=0.05)
+
+
+def test_log_polar_comes_round() -> None:
+    theta, points = torch.tensor([[0.1, 0.2]]), some_points(20)
+    around = points + torch.tensor([2.0, 0.0])
+    torch.testing.assert_close(LogPolar()(theta, around), LogPolar()(theta, points), atol=1e-5, rtol=0)
+
+
+def test_log_polar_turns_a_rotation_and_a_scale_into_a_shift() -> None:
+    warp, theta = LogPolar(), torch.zeros(1, 2)
+    points, turn, scale = some_points(20), 0.3, 1.2
+    matrix = scale * torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    shift = torch.tensor([turn / math.pi, 2 * math.log(scale) / math.log(16)])
+    torch.testing.assert_close(warp(theta, points) @ matrix.T, warp(theta, points + shift), atol=1e-5, rtol=0)
+
+
+@given(
+    degrees=st.floats(-179, 179),
+    scale=st.floats(0.1, 3),
+    aspect=st.floats(0.3, 3),
+    shear=st.floats(-1, 1),
+    shift=st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+)
+def test_decompose_finds_what_composed_it(
+    degrees: float, scale: float, aspect: float, shear: float, shift: tuple[float, float]
+) -> None:
+    turn, root = math.radians(degrees), math.sqrt(aspect)
+    rotation = torch.tensor([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    linear = rotation @ torch.tensor([[1, shear], [0, 1]]) @ torch.diag(torch.tensor([scale / root, scale * root]))
+    theta = torch.cat((linear, torch.tensor(shift)[:, None]), dim=1).view(1, 6)
+    parts = {name: value.item() for name, value in Affine().decompose(theta).items()}
+    assert math.cos(parts["rotation"] - turn) == pytest.approx(1, abs=1e-6)
+    assert parts["scale"] == pytest.approx(scale, rel=1e-4)
+    assert parts["aspect"] == pytest.approx(aspect, rel=1e-3)
+    assert parts["shear"] == pytest.approx(shear, abs=1e-3)
+    assert (parts["shift_x"], parts["shift_y"]) == pytest.approx(shift, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_told_in_the_same_terms(family: Callable[[], Warp]) -> None:
+    warp = family()
+    parts = warp.decompose(near_identity(warp, 3))
+    assert list(parts) == ["rotation", "scale", "aspect", "shear", "shift_x", "shift_y"]
+    assert all(value.shape == (3,) for value in parts.values())
+
+
+@given(angle=st.floats(-3.1, 3.1), at=st.tuples(st.floats(-1, 1), st.floats(-1, 1)))
+def test_mirroring_the_image_and_theta_commutes(angle: float, at: tuple[float, float]) -> None:
+    """A rotation seen in a mirror turns the other way: the (x, y) and the sign of θ are as documented."""
+    mirror, points = torch.tensor([-1.0, 1.0]), torch.tensor([at])
+    turned = Rotation()(torch.tensor([[angle]]), points)
+    mirrored = Rotation()(torch.tensor([[-angle]]), points * mirror) * mirror
+    torch.testing.assert_close(turned, mirrored, atol=1e-6, rtol=0)
+
+
+def test_a_projective_divisor_near_zero_gives_finite_points_and_gradients() -> None:
+    theta = torch.tensor([[1.0, 0, 0, 0, 1, 0, 1, 0], [1.0, 0, 0, 0, 1, 0, -3, 2]], requires_grad=True)
+    moved = Projective()(theta, lattice_points(41).float())
+    moved.square().mean().backward()
+    assert moved.isfinite().all() and theta.grad is not None and theta.grad.isfinite().all()
+    # The divisor keeps its sign on either side of the horizon.
+    beside = Projective()(theta.detach()[:1], torch.tensor([[-0.9999, 0.0], [-1.0001, 0.0]]))
+    assert beside[0, 0, 0] < 0 < beside[0, 1, 0]
 
 
 @pytest.mark.parametrize(
     ("theta", "points", "said"),
     [
-        (torch.zeros(2, 5), torch.zeros(4, 2), r"theta must be \(N, 6\).*\(2, 5\)"),
-        (torch.zeros(6), torch.zeros(4, 2), r"theta must be \(N, 6\).*\(6,\)"),
+        (torch.zeros(2, 5), torch.zeros(4, 2), r"theta must be \(N, 6\) for Affine, not \(2, 5\)"),
+        (torch.zeros(6), torch.zeros(4, 2), r"theta must be \(N, 6\) for Affine, not \(6,\)"),
         (torch.zeros(2, 6), torch.zeros(4, 3), r"points must be \(M, 2\).*\(4, 3\)"),
     ],
 )
-def test_other_shapes_are_named(theta: torch.Tensor, points: torch.Tensor, said: str) -> None:
+def test_other_shapes_are_named(theta: Tensor, points: Tensor, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Affine()(theta, points)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ThinPlateSpline(1), "size must be 2 or more control points a side, not 1"),
+        (lambda: BSpline(3), "size must be 4 or more control points a side, not 3"),
+        (lambda: Diffeomorphic(1), "size must be 4 or more control points a side, not 1"),
+        (lambda: Diffeomorphic(bound=0), "bound 0, nodes 65 and squarings 6 must be above 0"),
+        (lambda: ThinPlateSpline(ridge=-1), "ridge must not be negative, not -1"),
+        (lambda: Projective(horizon=0), "horizon must be above 0, not 0"),
+        (lambda: LogPolar(inner=2), "0 < inner < outer must hold, not 2 and 1.0"),
+    ],
+)
+def test_what_cannot_be_a_warp_is_named(make: Callable[[], Warp], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
