@@ -4,7 +4,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,9 +74,9 @@ def _check_parts(plain: dict[Any, Any]) -> None:
             raise ConfigError(
                 f"{key}={value}: the config has no key and no group {key!r}; {nearest(key, GROUPS + KEYS)}"
             )
-    for group in ("model", "callbacks", "logger"):
+    for group in ("callbacks", "logger"):
         for key, value in plain[group].items():
-            if not (key == "_target_" or (isinstance(value, dict) and "_target_" in value)):
+            if not (isinstance(value, dict) and "_target_" in value):
                 raise ConfigError(
                     f"{group}.{key}={value} must be an object with a _target_; ~{group}.{key} leaves one out"
                 )
@@ -106,12 +106,14 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
         if key in arguments:
             if not _fits(value, arguments[key]):
                 raise ConfigError(f"{path}.{key}={value} must be {_spell(arguments[key])}")
-        elif not open_ended:
+        elif open_ended is None:
             raise ConfigError(f"{path}.{key}={value}: {path} has no key {key!r}; {nearest(key, arguments)}")
+        elif not _fits(value, open_ended):
+            raise ConfigError(f"{path}.{key}={value} must be {_spell(open_ended)}")
 
 
-def arguments_of(target: Any) -> tuple[dict[str, Any], bool]:
-    """The arguments a class or function takes with their types, and whether it takes any name at all.
+def arguments_of(target: Any) -> tuple[dict[str, Any], Any]:
+    """The arguments a class or function takes with their types, and the type of those of any other name, or None.
 
     A constructor that hands **keywords on takes those of its base class.
     """
@@ -119,15 +121,18 @@ def arguments_of(target: Any) -> tuple[dict[str, Any], bool]:
     if inspect.isclass(target):
         functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
     arguments: dict[str, Any] = {}
+    open_ended: Any = None
     for function in functions:
         hints = typing.get_type_hints(function)
         parameters = list(inspect.signature(function).parameters.values())
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name != "self":
                 arguments.setdefault(parameter.name, hints.get(parameter.name, Any))
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return arguments, False
-    return arguments, True
+        others = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD]
+        if not others:
+            return arguments, None
+        open_ended = hints.get(others[0], Any)
+    return arguments, open_ended
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -161,6 +166,8 @@ def _spell(hint: Any) -> str:
         return " or ".join(dict.fromkeys(" or ".join(_spell(choice) for choice in inner).split(" or ")))
     if origin is Literal:
         return " or ".join(str(choice) for choice in inner)
+    if origin is Callable or getattr(hint, "__module__", "").startswith(("stn.", "torch.nn")):
+        return "an object with a _target_"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if hint in words:
         return words[hint]

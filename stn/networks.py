@@ -1,10 +1,13 @@
 """The classifiers that transformers are put into. Each maps (N, 3, size, size) to class scores (N, num_classes)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from stn.layers import FeatureLocalization, Parallel, SpatialTransformer, Warp
 
 
 def sequential(**stages: nn.Module) -> nn.Sequential:
@@ -33,6 +36,7 @@ class ConvNet(nn.Sequential):
         channels: Sequence[int] = (16, 32),
         hidden: int = 1024,
         dropout: float = 0.5,
+        in_channels: int = 3,
         num_classes: int = 10,
         image_size: int = 32,
     ) -> None:
@@ -43,13 +47,8 @@ class ConvNet(nn.Sequential):
         first, second = channels
         size = size_after_pools(image_size, kernel=5, pools=2)
         super().__init__(
-            nn.Conv2d(3, first, 5),
-            nn.MaxPool2d(2),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(first, second, 5),
-            nn.Dropout2d(dropout),
-            nn.MaxPool2d(2),
-            nn.ReLU(inplace=True),
+            nn.Sequential(nn.Conv2d(in_channels, first, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Conv2d(first, second, 5), nn.Dropout2d(dropout), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
             nn.Flatten(),
             nn.Linear(second * size**2, hidden),
             nn.ReLU(inplace=True),
@@ -61,15 +60,11 @@ class ConvNet(nn.Sequential):
 class LeNet5(nn.Sequential):
     """LeNet-5 on colour images (LeCun et al. 1998, with ReLU and max-pooling)."""
 
-    def __init__(self, num_classes: int = 10, image_size: int = 32) -> None:
+    def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int = 32) -> None:
         size = size_after_pools(image_size, kernel=5, pools=2)
         super().__init__(
-            nn.Conv2d(3, 6, 5),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(2),
+            nn.Sequential(nn.Conv2d(in_channels, 6, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+            nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
             nn.Flatten(),
             nn.Linear(16 * size**2, 120),
             nn.ReLU(inplace=True),
@@ -82,12 +77,14 @@ class LeNet5(nn.Sequential):
 class Whitening(nn.Conv2d):
     """Fixed 2 x 2 convolution, (N, 3, H, W) -> (N, 24, H - 1, W - 1), of whitened patches and their negatives.
 
+    Of several images side by side as channels, (N, 3 K, H, W), each is whitened alike, to 24 K channels.
+
     Coates and Ng 2011; fixed by the training images, before the first step, as in airbench94 (K. Jordan 2024,
     section 3.2). Until `fit` is called the filters are random.
     """
 
-    def __init__(self) -> None:
-        super().__init__(3, 24, 2)
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__(in_channels, 8 * in_channels, 2, groups=in_channels // 3)
         self.weight.requires_grad = False
         self.fitted: Tensor
         self.register_buffer("fitted", torch.tensor(False))
@@ -101,7 +98,7 @@ class Whitening(nn.Conv2d):
             moments += (patches.T @ patches / len(patches)).cpu() * (len(part) / len(images))
         variances, directions = torch.linalg.eigh(moments)
         filters = (directions / (variances + noise).sqrt()).T.reshape(-1, 3, 2, 2)
-        self.weight.copy_(torch.cat((filters, -filters)))
+        self.weight.copy_(torch.cat((filters, -filters)).repeat(self.groups, 1, 1, 1))
         assert self.bias is not None
         self.bias.zero_()
         self.fitted.fill_(True)
@@ -128,6 +125,18 @@ class Residual(nn.Sequential):
         return features + super().forward(features)
 
 
+class Scale(nn.Module):
+    """Its input times a number."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Of the shape of `scores`."""
+        return scores * self.by
+
+
 class WideConvNet(nn.Sequential):
     """A shallow, wide, all-convolutional network: whitened 2 x 2 patches, then stages that halve the map.
 
@@ -142,6 +151,7 @@ class WideConvNet(nn.Sequential):
         widths: Sequence[int] = (64, 256, 256),
         convolutions: Sequence[int] = (1, 1, 2),
         scale: float = 0.125,
+        in_channels: int = 3,
         num_classes: int = 10,
     ) -> None:
         if len(widths) != len(convolutions) or not set(convolutions) <= {1, 2}:
@@ -150,15 +160,73 @@ class WideConvNet(nn.Sequential):
             )
         if min(widths) < 1:
             raise ValueError(f"widths must be 1 or more, not {list(widths)}")
-        stages: list[nn.Module] = [nn.Sequential(Whitening(), nn.GELU())]
-        for before, width, count in zip((24, *widths), widths, convolutions, strict=False):
+        stem: list[nn.Module] = [Whitening(in_channels), nn.GELU()]
+        stages: list[nn.Module] = []
+        for before, width, count in zip((8 * in_channels, *widths), widths, convolutions, strict=False):
             halving = ConvNorm(before, width, pool=True)
             rest = [ConvNorm(width, width) for _ in range(count)]
-            stages.append(nn.Sequential(halving, Residual(*rest) if count > 1 else rest[0]))
-        head = nn.Linear(widths[-1], num_classes, bias=False)
+            stages.append(nn.Sequential(*stem, halving, Residual(*rest) if count > 1 else rest[0]))
+            stem = []
+        head = nn.Sequential(nn.Linear(widths[-1], num_classes, bias=False), Scale(scale))
         super().__init__(*stages, nn.AdaptiveMaxPool2d(1), nn.Flatten(), head)
-        self.scale = scale
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, num_classes) of images (N, 3, H, W)."""
-        return super().forward(images) * self.scale
+
+Placement = Literal["none", "input", "features", "deep", "parallel", "shared"]
+
+
+def transformed(
+    classifier: Callable[..., nn.Sequential],
+    localization: Callable[..., nn.Module],
+    warp: Warp,
+    transformer: Callable[..., SpatialTransformer],
+    placement: Placement = "input",
+    image_size: int = 32,
+) -> nn.Sequential:
+    """A classifier with spatial transformers in it: its stages in order, the transformers among them by name.
+
+    placement: "none"; "input"; "features", on the map that the first stage gives; "deep", on the input and on what the
+    first and the second stage give; "parallel", two on the input, what they read side by side as channels; "shared", on
+    the input, but looking at it by the classifier's own first stage, so that warps of the image are predicted from
+    features without warping those (Finnveden et al. 2020, "Understanding when spatial transformer networks do not
+    support invariance, and what to do about it").
+    classifier: makes the classifier for `in_channels`, its first two parts being stages. localization: makes the
+    network that looks at the image; a feature map has a `FeatureLocalization`. transformer: makes a transformer from a
+    localization and the warp.
+    """
+    on_image: list[SpatialTransformer] = []
+    if placement in ("input", "deep", "parallel"):
+        on_image = [transformer(localization(), warp) for _ in range(2 if placement == "parallel" else 1)]
+    stages = list(classifier(in_channels=3 * max(1, len(on_image))))
+    if placement in ("features", "deep", "shared"):
+        after_first = channels_of(nn.Sequential(*stages[:1]), image_size)
+        after_second = channels_of(nn.Sequential(*stages[:2]), image_size)
+    named: dict[str, nn.Module] = {}
+    if on_image:
+        named["transformer"] = Parallel(on_image) if placement == "parallel" else on_image[0]
+    elif placement == "shared":
+        named["transformer"] = transformer(Looking(stages[0], after_first), warp)
+    if placement in ("features", "deep"):
+        named["stage_1"] = stages.pop(0)
+        named["transformer_1"] = transformer(FeatureLocalization(after_first), warp)
+    if placement == "deep":
+        named["stage_2"] = stages.pop(0)
+        named["transformer_2"] = transformer(FeatureLocalization(after_second), warp)
+    return sequential(**named, classifier=nn.Sequential(*stages))
+
+
+class Looking(nn.Sequential):
+    """A localization that looks at an image by the first stage of a classifier, which stays the classifier's."""
+
+    def __init__(self, stage: nn.Module, channels: int) -> None:
+        own = FeatureLocalization(channels)
+        super().__init__(stage, own)
+        self.out_features = own.out_features
+
+
+@torch.no_grad()
+def channels_of(stages: nn.Sequential, image_size: int) -> int:
+    """How many channels `stages` make of an image."""
+    images = torch.zeros(2, 3, image_size, image_size)
+    features: Tensor = stages.eval()(images)
+    stages.train()
+    return features.shape[1]

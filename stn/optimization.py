@@ -49,9 +49,13 @@ class Optimization:
 
         `factor` is the group's rate in terms of `lr`.
         """
-        modules = transformers(net).values()
-        localization = {parameter for module in modules for parameter in module.parameters()}
-        heads = {parameter for module in modules for parameter in module.head.parameters()}
+        modules = transformers(net)
+        heads = {parameter for module in modules.values() for parameter in module.head.parameters()}
+        # What a localization shares with the rest of the network is not its own.
+        prefixes = tuple(f"{name}." if name else "" for name in modules)
+        every = net.named_parameters(remove_duplicate=False)
+        shared = {parameter for name, parameter in every if not name.startswith(prefixes)} if modules else set()
+        localization = {p for module in modules.values() for p in module.parameters()} - shared
         norms = {p for module in net.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in net.parameters():

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stn import config as configs
 from stn.config import ConfigError
+from stn.layers import transformers
 from stn.train import build, build_all, build_classifier, train
 
 Compose = Callable[..., DictConfig]
@@ -19,6 +20,10 @@ GROUPS = {
     for group in Path(configs.folder()).iterdir()
     if group.is_dir()
 }
+PLACEMENTS, WARPS = (
+    sorted(path.stem for path in (Path(configs.folder()) / "model" / group).glob("*.yaml"))
+    for group in ("placement", "warp")
+)
 HERE = {"default", "cpu", "mixed"}  # trainers that need nothing this machine may lack
 
 
@@ -41,7 +46,9 @@ def test_every_choice_composes_and_fits_the_code(choice: str, composed: Compose,
     + [f"trainer={name}" for name in GROUPS["trainer"] if name in HERE]
     + [f"callbacks={name}" for name in GROUPS["callbacks"]]
     + [f"logger={name}" for name in GROUPS["logger"]]
-    + [f"experiment={name}" for name in GROUPS["experiment"]],
+    + [f"experiment={name}" for name in GROUPS["experiment"]]
+    + [f"model/placement={name}" for name in PLACEMENTS]
+    + [f"model/warp={name}" for name in WARPS],
 )
 def test_every_choice_trains(choice: str, composed: Compose, tmp_path: Path) -> None:
     small = [value for value in TINY if value.partition("=")[0] != choice.partition("=")[0]]
@@ -49,6 +56,24 @@ def test_every_choice_trains(choice: str, composed: Compose, tmp_path: Path) -> 
         small = [value for value in small if not value.startswith("model=")]
     assert train(composed(*small, choice, "trainer.max_epochs=1")) == 0
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(("placement", "warp"), [(placement, warp) for placement in PLACEMENTS for warp in WARPS])
+def test_every_warp_fits_every_placement(placement: str, warp: str, composed: Compose) -> None:
+    config = composed("model=convnet_small", f"model/placement={placement}", f"model/warp={warp}")
+    configs.check(config)
+    network = build_classifier(config).net.train()
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
+    heads = [transformer.head for transformer in transformers(network).values()]
+    assert len(heads) == {"none": 0, "deep": 3, "parallel": 2}.get(placement, 1)
+    assert all(head.weight.grad is not None and head.weight.grad.isfinite().all() for head in heads)
+
+
+@pytest.mark.parametrize("model", GROUPS["model"])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_every_network_takes_every_placement(model: str, placement: str, composed: Compose) -> None:
+    network = build_classifier(composed(f"model={model}", f"model/placement={placement}", "data.image_size=40")).net
+    assert network(torch.rand(2, 3, 40, 40)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +134,7 @@ def test_everything_trains_50_epochs_unless_a_preset_says_otherwise(composed: Co
         ("+sede=3", r"sede=3: the config has no key and no group 'sede'; did you mean 'seed'\?"),
         ("~trainer", "trainer=None: the config needs trainer"),
         ("model.classifier=null", "model.classifier=None must be an object with a _target_"),
-        ("+model.clasifier.hidden=3", "model.clasifier={'hidden': 3} must be an object with a _target_"),
+        ("+model.clasifier.hidden=3", r"model.clasifier=.*: model has no key 'clasifier'; did you mean 'classifier'\?"),
         ("data.batch_size={a:1}", "data.batch_size={'a': 1} must be a whole number"),
         ("score_mirrored=2", "score_mirrored=2 must be true or false"),
         ("label_smoothing=1.5", r"label_smoothing=1.5 must be a number in \[0, 1\)"),
@@ -126,9 +151,9 @@ def test_values_that_do_not_fit_are_named(override: str, said: str, composed: Co
     [
         ("data.batch_size=0", "data", "data: batch_size must be 1 or more, not 0"),
         ("callbacks.warps.images=0", "callbacks", "callbacks.warps: images must be 1 or more, not 0"),
-        ("model.transformer.localization.kernels=[40,3]", "model", "model.transformer.localization: image_size 32 is"),
-        ("model.transformer.localization.shrink=0", "model", "shrink 0 must be 1 or more"),
-        ("model.transformer.localization.hidden=-1", "model", "hidden -1, .* must be 1 or more"),
+        ("model.localization.kernels=[40,3]", "model", "model: .*image_size 32 is"),
+        ("model.localization.shrink=0", "model", "shrink 0 must be 1 or more"),
+        ("model.localization.hidden=-1", "model", "hidden -1, .* must be 1 or more"),
         ("model.classifier.widths=[64,0,256]", "model", "widths must be 1 or more"),
         ("optimizer.lr=-1", "optimizer", "optimizer: lr must be above 0, not -1"),
         ("optimizer.lr=nan", "optimizer", "optimizer: lr must be above 0, not nan"),

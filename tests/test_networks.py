@@ -1,10 +1,67 @@
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from stn.networks import ConvNet, ConvNorm, LeNet5, Residual, Whitening, WideConvNet, sequential
+from stn.layers import Affine, ConvLocalization, SpatialTransformer, Warp
+from stn.networks import ConvNet, ConvNorm, LeNet5, Residual, Whitening, WideConvNet, sequential, transformed
+from stn.optimization import Optimization
+
+
+def placed(placement: Any, warp: Warp | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    return transformed(
+        partial(WideConvNet, widths=[8, 12], convolutions=[1, 1]),
+        partial(ConvLocalization, channels=[4], kernels=[5], hidden=8),
+        warp or Affine(),
+        SpatialTransformer,
+        placement,
+    )
+
+
+@pytest.mark.parametrize(
+    ("placement", "names"),
+    [
+        ("none", ["classifier"]),
+        ("input", ["transformer", "classifier"]),
+        ("features", ["stage_1", "transformer_1", "classifier"]),
+        ("deep", ["transformer", "stage_1", "transformer_1", "stage_2", "transformer_2", "classifier"]),
+        ("parallel", ["transformer", "classifier"]),
+        ("shared", ["transformer", "classifier"]),
+    ],
+)
+def test_transformers_stand_where_they_are_placed(placement: str, names: list[str]) -> None:
+    network, images = placed(placement).eval(), torch.rand(2, 3, 32, 32)
+    assert [name for name, _ in network.named_children()] == names
+    assert network(images).shape == (2, 10)
+
+
+@pytest.mark.parametrize("placement", ["input", "features", "deep", "shared"])
+def test_a_new_transformer_anywhere_changes_nothing(placement: str) -> None:
+    network, images = placed(placement).eval(), torch.rand(2, 3, 32, 32)
+    bare = nn.Sequential(*[stage for name, stage in network.named_children() if not name.startswith("transformer")])
+    torch.testing.assert_close(network(images), bare(images), atol=1e-4, rtol=1e-4)
+
+
+def test_a_shared_stage_is_the_classifiers_own_and_trains_at_its_rate() -> None:
+    network = placed("shared")
+    stage = network.get_submodule("classifier.0")
+    assert network.get_submodule("transformer.localization.0") is stage
+    groups = Optimization("sgd", 1.0, "constant", localization_lr=0.1).groups(network)
+    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    assert all(rates[parameter] == 1.0 for parameter in stage.parameters() if parameter.requires_grad)
+    assert all(rates[parameter] == 0.1 for parameter in network.get_submodule("transformer.head").parameters())
+    assert all(rates[p] == 0.1 for p in network.get_submodule("transformer.localization.1").parameters())
+
+
+def test_images_side_by_side_are_whitened_alike() -> None:
+    images = torch.rand(4, 3, 9, 9)
+    one, two = Whitening(), Whitening(in_channels=6)
+    for layer in (one, two):
+        layer.fit(images)
+    torch.testing.assert_close(two(torch.cat((images, images), dim=1)), one(images).repeat(1, 2, 1, 1))
 
 
 def test_sequential_keeps_names_and_order() -> None:

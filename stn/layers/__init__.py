@@ -1,6 +1,6 @@
 """The spatial transformer as a layer: localization -> warp -> sampling. Needs torch alone."""
 
-from stn.layers.localization import ConvLocalization
+from stn.layers.localization import ConvLocalization, FeatureLocalization
 from stn.layers.sampling import pixel_centres, sample
 from stn.layers.transformer import Parallel, Seen, SpatialTransformer, recording, thetas, transformers
 from stn.layers.warps import (
@@ -25,6 +25,7 @@ __all__ = [
     "BSpline",
     "ConvLocalization",
     "Diffeomorphic",
+    "FeatureLocalization",
     "LogPolar",
     "Parallel",
     "Projective",

@@ -42,3 +42,21 @@ class ConvLocalization(nn.Sequential):
     def forward(self, image: Tensor) -> Tensor:
         """Features (N, hidden) of images (N, C, size, size)."""
         return super().forward(image)
+
+
+class FeatureLocalization(nn.Sequential):
+    """One convolution, averages over parts of the map, one hidden layer: any (N, C, H, W) -> (N, hidden).
+
+    The map is averaged over `cells` x `cells` parts, so that it may be of any size.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 32, cells: int = 4, hidden: int = 64) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(cells),
+            nn.Flatten(),
+            nn.Linear(channels * cells**2, hidden),
+            nn.ReLU(inplace=True),
+        )
+        self.out_features = hidden
