@@ -1,5 +1,6 @@
 """What every transformer in the network does on average, in terms a person reads."""
 
+import logging
 from contextlib import ExitStack
 
 import pytorch_lightning as pl
@@ -7,7 +8,10 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from stn.layers import Seen, SpatialTransformer, recording, transformers
+from stn.data.resident import ResidentDataModule
+from stn.layers import Seen, SpatialTransformer, pixel_centres, pose_error, recording, transformers
+
+log = logging.getLogger(__name__)
 
 
 class ThetaMonitor(pl.Callback):
@@ -15,7 +19,11 @@ class ThetaMonitor(pl.Callback):
 
     Scalars are named <transformer>/<quantity>_mean and _spread (standard deviation): rotation in degrees (circular
     mean and deviation), scale as a factor (below 1: zoomed in), shifts in pixels of the transformer's input. Where
-    mirror images are scored, they count too.
+    mirror images are scored, they count too. <transformer>/astray is the share of images of which more than half of
+    what is read lies beyond the border, or that shrink to a line or a point; above a half, a warning is given.
+
+    Where the data knows the poses, <transformer>/pose_error_pixels of the validation set, see `pose_error`, and
+    test/<transformer>_pose_error_pixels of the test set.
     """
 
     def __init__(self) -> None:
@@ -28,6 +36,12 @@ class ThetaMonitor(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._recording.close()
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_validation_start(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.on_validation_end(trainer, pl_module)
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():
             passes = self.seen[name]
@@ -36,10 +50,49 @@ class ThetaMonitor(pl.Callback):
             for quantity, (mean, spread) in summarize(sums).items():
                 pl_module.log(f"{name}/{quantity}_mean", mean)
                 pl_module.log(f"{name}/{quantity}_spread", spread)
+            share = trainer.strategy.reduce(astray(module, theta).float().mean(), reduce_op="mean")
+            pl_module.log(f"{name}/astray", share)
+            if share > 0.5 and trainer.is_global_zero:
+                log.warning(
+                    "%s has lost the image: in %.0f %% of the validation images it reads what lies beyond the border, "
+                    "or a line or a point; try a lower optimizer.localization_lr",
+                    name,
+                    100 * share,
+                )
+            self._log_pose_error(trainer, pl_module, name, module, "val", f"{name}/pose_error_pixels")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                     for index, column in enumerate(theta.cpu().unbind(1)):
                         logger.experiment.add_histogram(f"{name}/theta_{index}", column, trainer.global_step)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, module in transformers(pl_module.get_submodule("net")).items():
+            self._log_pose_error(trainer, pl_module, name, module, "test", f"test/{name}_pose_error_pixels")
+
+    def _log_pose_error(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        name: str,
+        module: SpatialTransformer,
+        split: str,
+        metric: str,
+    ) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set when fit is given one
+        assert isinstance(data, ResidentDataModule)
+        if split not in data.corners:
+            return
+        mine = slice(trainer.global_rank, None, trainer.world_size)
+        truth, labels = data.corners[split][mine], data.labels[split][mine]
+        passes = self.seen[name]
+        batches = data.val_dataloader() if split == "val" else data.test_dataloader()
+        # Where mirror images are scored, every other pass is theirs.
+        theta = torch.cat([one.theta for one in passes[:: len(passes) // len(batches)]])
+        height, width = passes[0].height, passes[0].width
+        if module.align_corners:  # ±1 is the centre of the outermost pixel, not its edge
+            truth = truth / torch.tensor([1 - 1 / width, 1 - 1 / height])
+        error = pose_error(module.to_input, theta, truth, labels, height, width).mean()
+        pl_module.log(metric, error.float(), sync_dist=True)
 
 
 QUANTITIES = ("rotation_degrees", "scale", "shift_x_pixels", "shift_y_pixels")
@@ -68,3 +121,12 @@ def summarize(sums: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     mean[0] = torch.atan2(second[0], first[0]).rad2deg()
     spread[0] = (-2 * resultant.clamp(1e-12, 1).log()).sqrt().rad2deg()
     return dict(zip(QUANTITIES, zip(mean.float(), spread.float(), strict=True), strict=True))
+
+
+def astray(module: SpatialTransformer, theta: Tensor) -> Tensor:
+    """For which images θ (N, P) reads more beyond the border than within, or next to nothing: (N,), bool."""
+    points = module.to_input(theta, pixel_centres(8, 8, device=theta.device).to(theta))
+    outside = (points.abs() > 1).any(dim=2).float().mean(dim=1) > 0.5
+    centred = points - points.mean(dim=1, keepdim=True)
+    thinnest = torch.linalg.eigvalsh(centred.mT @ centred / points.shape[1])[:, 0].clamp(min=0).sqrt()
+    return outside | (thinnest < 0.01)

@@ -25,6 +25,10 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     "test" to train on the whole training set and score the test set each epoch, as published logs often do. flip,
     shift, cutout, cutmix: see `Augmentation`.
     Raises ValueError for values out of range.
+
+    `images`, `labels` and, where the poses are known, `corners` hold "train", "val" and "test" after `setup`: uint8
+    (N, 3, H, W), int64 (N,), and where in each image the corners of its upright figure lie, (N, 4, 2), as in
+    `pose_error`.
     """
 
     classes: list[str]
@@ -68,10 +72,14 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self.seed = seed
         self.images: dict[str, Tensor] = {}
         self.labels: dict[str, Tensor] = {}
+        self.corners: dict[str, Tensor] = {}
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The training or the test set: uint8 (N, 3, H, W) and int64 (N,). Sets `classes`, the classes' names."""
+        """The training or the test set: uint8 (N, 3, H, W) and int64 (N,).
+
+        Sets `classes`, the classes' names, and `corners` of "train" or "test" where the poses are known.
+        """
 
     def setup(self, stage: str | None = None) -> None:
         """Reads everything once and splits off the held-out part. Raises ValueError when there is too little."""
@@ -86,6 +94,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             )
         if self.validate_on == "test":
             splits = {"train": train, "val": test, "test": test}
+            if self.corners:
+                self.corners["val"] = self.corners["test"]
         else:
             order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(self.split_seed))
             held_out, kept = order.tensor_split([round(len(order) * self.val_fraction)])
@@ -94,6 +104,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
                 "val": (train[0][held_out], train[1][held_out]),
                 "test": test,
             }
+            if self.corners:
+                every = self.corners["train"]
+                self.corners |= {"train": every[kept], "val": every[held_out]}
         for split, (images, labels) in splits.items():
             if len(images) == 0:
                 raise ValueError(f"the {split} set is empty: {len(train[0])} training images are too few to split")

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from stn.data.resident import ResidentDataModule
-from stn.layers import Affine, pixel_centres, sample
+from stn.layers import Affine, corners, pixel_centres, sample
 
 Outline = list[tuple[float, float]]
 
@@ -138,5 +138,6 @@ class ShapesDataModule(ResidentDataModule):
         generator = torch.Generator().manual_seed(2 * self.split_seed + train)
         labels = torch.arange(self.count[split]) % len(FIGURES)
         self.poses[split] = random_poses(len(labels), self.rotation, self.scale, generator)
+        self.corners[split] = Affine()(self.poses[split].double(), corners())
         parts = zip(labels.split(1000), self.poses[split].split(1000), strict=True)
         return torch.cat([draw_shapes(*part, self.image_size, generator) for part in parts]), labels

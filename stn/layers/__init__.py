@@ -1,6 +1,7 @@
 """The spatial transformer as a layer: localization -> warp -> sampling. Needs torch alone."""
 
 from stn.layers.localization import ConvLocalization, FeatureLocalization
+from stn.layers.pose import corners, pose_error
 from stn.layers.sampling import pixel_centres, sample
 from stn.layers.transformer import Parallel, Seen, SpatialTransformer, recording, thetas, transformers
 from stn.layers.warps import (
@@ -36,7 +37,9 @@ __all__ = [
     "ThinPlateSpline",
     "Translation",
     "Warp",
+    "corners",
     "pixel_centres",
+    "pose_error",
     "recording",
     "sample",
     "thetas",

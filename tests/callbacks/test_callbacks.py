@@ -38,9 +38,9 @@ def known_theta() -> torch.Tensor:
     return torch.tensor([cos, -sin, SHIFT_X, sin, cos, SHIFT_Y])
 
 
-def fit(folder: Path, callbacks: list[pl.Callback], **options: Any) -> None:
+def fit(folder: Path, callbacks: list[pl.Callback], score_mirrored: bool = False, **options: Any) -> None:
     """Fits a network whose transformer turns, zooms and shifts as is known, with 30 images to validate on."""
-    classifier = Classifier(MODEL, OPTIMIZER, num_classes=10)
+    classifier = Classifier(MODEL, OPTIMIZER, num_classes=10, score_mirrored=score_mirrored)
     with torch.no_grad():
         classifier.net.get_submodule("transformer").get_submodule("head").bias.copy_(known_theta())
     settings: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 3, "num_sanity_val_steps": 0} | options
@@ -101,6 +101,44 @@ def test_theta_is_told_in_degrees_and_pixels(
 ) -> None:
     assert events.Scalars(f"transformer/{quantity}_mean")[-1].value == pytest.approx(mean, abs=within)
     assert events.Scalars(f"transformer/{quantity}_spread")[-1].value == pytest.approx(0, abs=within)
+
+
+def test_the_pose_error_of_a_transformer_that_stands_still_is_the_spread_of_the_poses(
+    events: EventAccumulator,
+) -> None:
+    """Every image is warped alike here: the same error as that of the identity, by another way than the callback's."""
+    data = ShapesDataModule(train_images=60, test_images=20, batch_size=20, val_fraction=0.5)
+    data.setup()
+    truth, labels = data.corners["val"], data.labels["val"]
+    means = torch.stack([truth[labels == label].mean(dim=0) for label in labels])
+    expected = 16 * (truth - means).norm(dim=-1).mean().item()
+    assert [one.value for one in events.Scalars("transformer/pose_error_pixels")] == pytest.approx([expected] * 3)
+    assert events.Scalars("transformer/astray")[-1].value == 0
+
+
+@pytest.mark.parametrize(
+    ("theta", "lost"),
+    [
+        ([1.0, 0.0, 2.0, 0.0, 1.0, 0.0], True),
+        ([0.001, 0.0, 0.0, 0.0, 0.5, 0.0], True),
+        ([0.5, 0.0, 0.4, 0.0, 0.5, 0.0], False),
+    ],
+    ids=["beside the image", "a line", "within"],
+)
+def test_a_transformer_that_loses_the_image_is_reported(
+    theta: list[float], lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(globals(), "known_theta", lambda: torch.tensor(theta))
+    fit(tmp_path, [ThetaMonitor()], max_epochs=1)
+    assert ("transformer has lost the image: in 100 % of the validation images" in caplog.text) == lost
+
+
+def test_mirror_images_do_not_count_in_the_pose_error(tmp_path: Path, events: EventAccumulator) -> None:
+    fit(tmp_path, [ThetaMonitor()], max_epochs=1, score_mirrored=True)
+    mirrored = EventAccumulator(str(tmp_path))
+    mirrored.Reload()
+    name = "transformer/pose_error_pixels"
+    assert mirrored.Scalars(name)[0].value == pytest.approx(events.Scalars(name)[0].value)
 
 
 def test_rotations_are_averaged_around_the_circle() -> None:

@@ -24,6 +24,27 @@ def test_the_known_pose_shows_the_figure_upright_and_full_size() -> None:
     assert inside.min() > 190 and outside.max() < 130
 
 
+@pytest.mark.parametrize("validate_on", ["held_out", "test"])
+def test_the_corners_of_every_split_are_those_of_its_images(validate_on: Any) -> None:
+    """The saturated pixels, which only a figure has, lie within the corners of its square."""
+    data = ShapesDataModule(40, 20, val_fraction=0.5, validate_on=validate_on, image_size=64, batch_size=10)
+    data.setup()
+    assert {split: len(corners) for split, corners in data.corners.items()} == {
+        split: len(images) for split, images in data.images.items()
+    }
+    for split, images in data.images.items():
+        saturation = images.float().amax(dim=1) - images.float().amin(dim=1)
+        for corners, mask in zip(data.corners[split], saturation > 220, strict=True):
+            y, x = ((mask.nonzero() + 0.5) / 32 - 1).unbind(1)
+            # In the figure's own frame, whose axes go from the first corner to the second and to the third.
+            along = torch.linalg.solve(
+                torch.stack((corners[1] - corners[0], corners[2] - corners[0]), dim=1),
+                torch.stack((x, y)).double() - corners[0][:, None],
+            )
+            within = ((along > -0.05) & (along < 1.05)).all(dim=0)
+            assert len(x) > 20 and within.float().mean() > 0.95  # a pixel of the ground may be as bright
+
+
 def test_poses_fill_the_range_asked_for_and_keep_the_figure_inside() -> None:
     poses = random_poses(2000, rotation=30, scale=(0.4, 0.8), generator=torch.Generator().manual_seed(2))
     parts = Affine().decompose(poses)
