@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo train test lint format clean
+.PHONY: setup demo train test lint format bench clean
 
 setup: .venv/installed
 
@@ -25,6 +25,9 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m stn.benchmark layers
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stn.layers.homography import Project, project
+from stn.layers.sampling import sample
+
 
 class Warp(nn.Module, ABC):
     """A family of warps, each given by `num_params` numbers θ.
@@ -107,9 +110,7 @@ class MatrixWarp(Warp):
         """The matrices (N, 3, 3) of θ (N, P)."""
 
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
-        matrix = self.matrix(theta)
-        points = points.expand(theta.shape[0], -1, -1)
-        return torch.baddbmm(matrix[:, None, :2, 2], points, matrix[:, :2, :2].mT)
+        return homogeneous(points) @ self.matrix(theta)[:, :2].mT
 
 
 class MatrixGroup(MatrixWarp):
@@ -137,6 +138,11 @@ class MatrixGroup(MatrixWarp):
 
     def invert(self, theta: Tensor, points: Tensor) -> Tensor:
         return self(self.inverse(theta), points)
+
+
+def homogeneous(points: Tensor) -> Tensor:
+    """Points (…, 2) as (x, y, 1): (…, 3)."""
+    return torch.cat((points, torch.ones_like(points[..., :1])), dim=-1)
 
 
 def matrices(rows: list[list[Tensor]]) -> Tensor:
@@ -253,12 +259,11 @@ class Projective(MatrixGroup):
         return matrix.flatten(1)[:, :8]
 
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
-        matrix = self.matrix(theta)
-        points = points.expand(theta.shape[0], -1, -1)
-        moved = torch.baddbmm(matrix[:, None, :, 2], points, matrix[:, :, :2].mT)
-        divisor = moved[:, :, 2:]
-        nearest = torch.where(divisor < 0, -self.horizon, self.horizon)
-        return moved[:, :, :2] / torch.where(divisor.abs() < self.horizon, nearest, divisor)
+        matrix, points = self.matrix(theta), homogeneous(points)
+        if torch.compiler.is_compiling():  # a compiler fuses the plain form
+            return project(matrix, points, self.horizon).mT
+        moved, _ = Project.apply(matrix, points, self.horizon)
+        return moved.mT
 
 
 class AffineExponential(MatrixWarp):
@@ -373,10 +378,11 @@ class Diffeomorphic(Warp):
 
     θ is the velocity at the points of a cubic B-spline lattice, held within ±`bound` by a tanh; the flow is found by
     scaling and squaring (Arsigny et al. 2006, "A Log-Euclidean Framework for Statistics on Diffeomorphisms") on
-    `nodes` x `nodes` points, bilinear between them. -θ undoes it, up to that grid.
+    `nodes` x `nodes` points, bilinear between them: with 33 it is off by 0.03 pixels of 32 on average where θ reaches
+    `bound`. -θ undoes it, up to that grid.
     """
 
-    def __init__(self, size: int = 6, bound: float = 0.5, nodes: int = 65, squarings: int = 6) -> None:
+    def __init__(self, size: int = 6, bound: float = 0.5, nodes: int = 33, squarings: int = 6) -> None:
         super().__init__()
         if bound <= 0 or nodes < 2 or squarings < 1:
             raise ValueError(
@@ -417,7 +423,7 @@ class Diffeomorphic(Warp):
 
 def between(field: Tensor, points: Tensor) -> Tensor:
     """A field (N, 2, H, W) given at nodes that span the square, read at points (N, h, w, 2): (N, 2, h, w)."""
-    return F.grid_sample(field, points, mode="bilinear", padding_mode="border", align_corners=True)
+    return sample(field, points, padding="border", align_corners=True)
 
 
 class LogPolar(Warp):

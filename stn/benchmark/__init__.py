@@ -1,0 +1,1 @@
+"""Speed beside what users would run instead: python -m stn.benchmark."""

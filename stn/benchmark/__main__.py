@@ -1,0 +1,110 @@
+"""python -m stn.benchmark: how fast it is, beside what users would run instead.
+
+python -m stn.benchmark layers
+python -m stn.benchmark train
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# torch is imported where something is computed: --help answers at once.
+
+BAD_INPUT = 2
+BENCHMARKS = {
+    "layers": "every warp, forward and backward, beside PyTorch and kornia",
+    "train": "images a second beside a bare loop and the tutorial's",
+}
+
+
+def main() -> None:
+    """The command line: exit code 2 and one sentence for bad input."""
+    parser = argparse.ArgumentParser("stn.benchmark", description="Times arms in turns in one run; tells medians.")
+    parser.add_argument("what", choices=BENCHMARKS, help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
+    parser.add_argument("overrides", nargs="*", help="settings of stn.train, key=value")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each arm is timed (default: 9)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
+    arguments = parser.parse_intermixed_args()
+    if arguments.rounds < 1:
+        sys.exit(said(f"--rounds must be 1 or more, not {arguments.rounds}"))
+
+    import torch
+
+    try:
+        device = torch.device(arguments.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        sys.exit(said(f"--device {arguments.device} cannot be used: {str(error).splitlines()[0]}"))
+    folder = Path("outputs", f"{datetime.now():%Y-%m-%d}", f"{datetime.now():%H-%M-%S-%f}-benchmark-{arguments.what}")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        sys.exit(said(f"the output folder cannot be written: {error}"))
+
+    benchmark = import_module(f"stn.benchmark.{arguments.what}")
+    rows: list[dict[str, Any]] = []
+    for row in benchmark.measure(arguments.rounds, device, arguments.overrides):
+        print(" ".join(cell(value) for value in row.values()), flush=True)
+        rows.append(row)
+    report(folder, arguments.what, rows, machine(device), benchmark.draw)
+
+
+def said(sentence: str) -> int:
+    """Tells what was wrong; returns the exit code."""
+    print(f"stn.benchmark: {sentence}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def machine(device: "torch.device") -> dict[str, Any]:
+    """What was measured on."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return " to ".join(map(cell, value)) if isinstance(value, list) else str(value)
+
+
+def report(folder: Path, what: str, rows: list[dict[str, Any]], on: dict[str, Any], draw: Any) -> None:
+    """Writes the rows as JSON, as a table and as a plot, and shows the table."""
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+
+    where = ", ".join(f"{name} {value}" for name, value in on.items())
+    (folder / f"{what}.json").write_text(json.dumps({"machine": on, "rows": rows}, indent=2) + "\n")
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([cell(value) for value in row.values()] for row in rows)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    (folder / f"{what}.md").write_text(f"{text}\n\n{where}\n")
+    table = Table(*names, caption=where)
+    for row in rows:
+        table.add_row(*(cell(value) for value in row.values()))
+    Console().print(table)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    draw(rows, figure.add_subplot())
+    figure.suptitle(where, fontsize=8)
+    figure.savefig(folder / f"{what}.png", dpi=120)
+    print(f"the table, its figures as JSON and the plot are in {os.path.relpath(folder)}")
+
+
+if __name__ == "__main__":
+    main()
