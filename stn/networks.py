@@ -125,6 +125,14 @@ class Residual(nn.Sequential):
         return features + super().forward(features)
 
 
+class GlobalMax(nn.Module):
+    """The maximum over the map, (N, C, H, W) -> (N, C); the gradient of `nn.AdaptiveMaxPool2d` is random on CUDA."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The maximum of each channel."""
+        return features.amax(dim=(2, 3))
+
+
 class Scale(nn.Module):
     """Its input times a number."""
 
@@ -168,7 +176,7 @@ class WideConvNet(nn.Sequential):
             stages.append(nn.Sequential(*stem, halving, Residual(*rest) if count > 1 else rest[0]))
             stem = []
         head = nn.Sequential(nn.Linear(widths[-1], num_classes, bias=False), Scale(scale))
-        super().__init__(*stages, nn.AdaptiveMaxPool2d(1), nn.Flatten(), head)
+        super().__init__(*stages, GlobalMax(), head)
 
 
 Placement = Literal["none", "input", "features", "deep", "parallel", "shared"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,6 +45,27 @@ class ConvLocalization(nn.Sequential):
         return super().forward(image)
 
 
+class CellMeans(nn.Module):
+    """Means over `cells` x `cells` parts of a map, as `nn.AdaptiveAvgPool2d`, whose gradient is random on CUDA."""
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, cells, cells)."""
+        rows, columns = (self.shares(size, features) for size in features.shape[2:])
+        return rows @ features @ columns.mT
+
+    def shares(self, size: int, like: Tensor) -> Tensor:
+        """What each of `size` pixels counts in the mean of each part: (cells, size)."""
+        pixel = torch.arange(size, device=like.device)
+        part = torch.arange(self.cells, device=like.device)[:, None]
+        # Parts share a pixel where `cells` does not divide `size`.
+        inside = (pixel >= part * size // self.cells) & (pixel < -(-(part + 1) * size // self.cells))
+        return (inside / inside.sum(dim=1, keepdim=True)).to(like.dtype)
+
+
 class FeatureLocalization(nn.Sequential):
     """One convolution, averages over parts of the map, one hidden layer: any (N, C, H, W) -> (N, hidden).
 
@@ -54,7 +76,7 @@ class FeatureLocalization(nn.Sequential):
         super().__init__(
             nn.Conv2d(in_channels, channels, 3, padding=1),
             nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(cells),
+            CellMeans(cells),
             nn.Flatten(),
             nn.Linear(channels * cells**2, hidden),
             nn.ReLU(inplace=True),

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from stn.layers import ConvLocalization
+from stn.layers.localization import CellMeans
 
 
 def test_features_have_the_length_promised() -> None:
@@ -24,3 +25,9 @@ def test_too_small_images_and_uneven_lists_are_named() -> None:
         ConvLocalization(image_size=12)
     with pytest.raises(ValueError, match=r"channels \[64, 128\] and kernels \[7\] must be of one length"):
         ConvLocalization(kernels=[7])
+
+
+@pytest.mark.parametrize(("height", "width"), [(14, 16), (7, 5), (3, 4)])
+def test_means_of_parts_are_adaptive_pooling(height: int, width: int) -> None:
+    features = torch.randn(2, 3, height, width)
+    torch.testing.assert_close(CellMeans(4)(features), torch.nn.AdaptiveAvgPool2d(4)(features))
