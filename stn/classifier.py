@@ -21,7 +21,7 @@ class Classifier(pl.LightningModule):
     model: the network as a config (a dict of primitives with `_target_`), so that a checkpoint holds all that is
     needed to build it again and loads with `weights_only=True`. optimizer: likewise, of `Optimization`.
     label_smoothing: in training only. score_mirrored: outside training, each
-    image and its mirror image are scored, and their probabilities averaged.
+    image and its mirror image are scored, and their probabilities averaged. channels_last: the memory format.
     """
 
     def __init__(
@@ -31,10 +31,13 @@ class Classifier(pl.LightningModule):
         num_classes: int,
         label_smoothing: float = 0.0,
         score_mirrored: bool = False,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net: torch.nn.Module = instantiate(model).to(memory_format=torch.channels_last)
+        self.net: torch.nn.Module = instantiate(model)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net.to(memory_format=self.memory_format)
         self.optimization = instantiate(optimizer)
         self.label_smoothing, self.score_mirrored = label_smoothing, score_mirrored
         metrics = MetricCollection(
@@ -49,6 +52,7 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, num_classes) of normalized images (N, C, H, W), in float32."""
+        images = images.contiguous(memory_format=self.memory_format)
         scores = self.net(images).float()
         if self.training or not self.score_mirrored:
             return scores

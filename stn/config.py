@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import os
+import shutil
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +37,8 @@ def check(config: DictConfig) -> None:
     """Holds every key of a composed config against the signature of what its `_target_` names.
 
     Raises ConfigError for a key that the target does not take, a value of another type, a top-level value out of
-    range, no epochs, or a GPU where there is none; the targets themselves check the ranges of what they take.
+    range, no epochs, or a GPU, a GPU's bfloat16 or a compiler where there is none; the targets themselves check the
+    ranges of what they take.
     """
     import torch  # here and below, because --help and --cfg job must not wait for it
 
@@ -46,8 +49,18 @@ def check(config: DictConfig) -> None:
         raise ConfigError(f"seed={plain['seed']} must be a whole number from 0 to {2**32 - 1}")
     if not _fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
         raise ConfigError(f"label_smoothing={plain['label_smoothing']} must be a number in [0, 1)")
-    if not _fits(plain["score_mirrored"], bool):
-        raise ConfigError(f"score_mirrored={plain['score_mirrored']} must be true or false")
+    for key in ("score_mirrored", "channels_last"):
+        if not _fits(plain[key], bool):
+            raise ConfigError(f"{key}={plain[key]} must be true or false")
+    if plain["compile"] not in (None, *COMPILE):
+        raise ConfigError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE)}")
+    if plain["matmul_precision"] not in MATMUL:
+        raise ConfigError(f"matmul_precision={plain['matmul_precision']} must be one of {', '.join(MATMUL)}")
+    if plain["compile"] and not any(shutil.which(os.environ.get("CXX", name)) for name in ("g++", "clang++", "cl")):
+        raise ConfigError(
+            f"compile={plain['compile']} needs a C++ compiler, and there is none on the PATH: install g++ or clang++, "
+            "or leave compile=null"
+        )
     _check_node(plain, "")
     accelerator = plain["trainer"].get("accelerator")
     for key in ("max_epochs", "check_val_every_n_epoch", "accumulate_grad_batches"):
@@ -58,10 +71,19 @@ def check(config: DictConfig) -> None:
             f"trainer.accelerator={accelerator}: torch finds no GPU here; use trainer=default, which takes what the "
             "machine has, or trainer=cpu"
         )
+    precision = str(plain["trainer"].get("precision"))
+    on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if precision.startswith("bf16") and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"trainer.precision={precision}: this GPU, {torch.cuda.get_device_name()}, has no bfloat16; use 16-mixed "
+            "or 32-true"
+        )
 
 
 GROUPS = ("data", "model", "optimizer", "trainer", "callbacks", "logger")
-KEYS = ("seed", "label_smoothing", "score_mirrored")
+KEYS = ("seed", "label_smoothing", "score_mirrored", "channels_last", "compile", "matmul_precision")
+COMPILE = ("default", "reduce-overhead", "max-autotune")
+MATMUL = ("highest", "high", "medium")
 
 
 def _check_parts(plain: dict[Any, Any]) -> None:

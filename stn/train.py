@@ -78,8 +78,18 @@ def train(config: DictConfig) -> int:
     classifier = build_classifier(config)
     classifier.example_input_array = torch.zeros(2, 3, config.data.image_size, config.data.image_size)
     device = trainer.strategy.root_device
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    if config.compile:
+        classifier.net.compile(mode=config.compile)
     if trainer.is_global_zero:
-        print(f"{os.path.relpath(folder)}: {trainer.precision} on {device}, {torch.get_num_threads()} threads")
+        how = f"{trainer.precision} on {device}, {torch.get_num_threads()} threads"
+        how += ", channels-last" if config.channels_last else ""
+        how += f", compiled ({config.compile})" if config.compile else ", not compiled"
+        if device.type == "cuda":
+            how += f", float32 products in {config.matmul_precision} precision"
+        if torch.are_deterministic_algorithms_enabled():
+            how += ", deterministic" + (": transformers gather, which is slower" if device.type == "cuda" else "")
+        print(f"{os.path.relpath(folder)}: {how}")
 
     with sentences("data"):
         data.trainer = trainer
@@ -124,6 +134,7 @@ def build_classifier(config: DictConfig) -> Classifier:
             plain["data"]["num_classes"],
             plain["label_smoothing"],
             plain["score_mirrored"],
+            plain["channels_last"],
         )
 
 

@@ -36,6 +36,9 @@ def refused(found: subprocess.CompletedProcess[str], *said: str) -> None:
         ("trainer.max_epochs=-1", "trainer.max_epochs=-1 must be 1 or more"),
         ("hydra.run.dir=/dev/null/run", "the output folder cannot be written"),
         ("logger=null", "a group takes the name of one of its choices"),
+        ("compile=fast", "compile=fast must be null or one of default, reduce-overhead, max-autotune"),
+        ("matmul_precision=low", "matmul_precision=low must be one of highest, high, medium"),
+        ("channels_last=2", "channels_last=2 must be true or false"),
         ("a=b=c", "'a=b=c' is not understood"),
     ],
 )
@@ -51,6 +54,11 @@ def test_an_output_folder_whose_log_cannot_be_written(command: Command, tmp_path
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_where_there_is_none(command: Command) -> None:
     refused(command(*TINY, "trainer=gpu"), "trainer.accelerator=gpu", "torch finds no GPU here", "trainer=cpu")
+
+
+def test_compiling_without_a_compiler(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    refused(command(*TINY, "compile=default"), "compile=default needs a C++ compiler", "leave compile=null")
 
 
 def test_no_network_and_no_data(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

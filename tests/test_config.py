@@ -216,3 +216,12 @@ def test_the_saved_config_is_the_composed_one(composed: Compose, tmp_path: Path)
     saved = OmegaConf.load(tmp_path / "run" / "config.yaml")
     expected = OmegaConf.to_container(config, resolve=True)
     assert OmegaConf.to_container(saved) == expected
+
+
+def test_a_gpu_without_bfloat16_is_named(composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "an old GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    configs.check(composed(*TINY, "trainer=default"))
+    with pytest.raises(configs.ConfigError, match="this GPU, an old GPU, has no bfloat16; use 16-mixed or 32-true"):
+        configs.check(composed(*TINY, "trainer=mixed"))

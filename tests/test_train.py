@@ -2,14 +2,18 @@
 
 import csv
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from conftest import TINY, environment
@@ -157,12 +161,91 @@ def test_two_processes_train_one_network(model: list[str], command: Command, tmp
     assert found.stdout.count("test accuracy") == 1
 
 
-def test_deterministic_training_works(composed: Callable[..., DictConfig]) -> None:
+def test_deterministic_training_works_and_says_so(
+    composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(composed(*TINY, "trainer.deterministic=true", "trainer.max_epochs=1")) == 0
     torch.use_deterministic_algorithms(False)
+    assert re.search(
+        r"32-true on cpu, \d+ threads, channels-last, not compiled, deterministic\n", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("warp", ["similarity", "affine"])
+def test_the_pose_error_falls_in_training(warp: str, composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    """From class labels alone the transformer finds where the figures are."""
+    small = ["data.train_images=6000", "data.test_images=200", "trainer.max_epochs=4"]
+    steady = ["optimizer.schedule=constant", "optimizer.lr=1e-3"]
+    assert train(composed("experiment=pose", f"model/warp={warp}", *small, *steady, "trainer=cpu", "logger=csv")) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        found = [row["transformer/pose_error_pixels"] for row in csv.DictReader(file)]
+    errors = [float(value) for value in found if value]
+    assert len(errors) == 4 and errors[-1] < 0.95 * errors[0]
+    assert figures(tmp_path / "run")["test_transformer_pose_error_pixels"] < 0.95 * errors[0]
 
 
 def test_no_file_of_an_earlier_run_is_overwritten(command: Command, tmp_path: Path) -> None:
     for _ in range(2):
         assert command(*TINY, "trainer.max_epochs=1", "callbacks=none", "logger=none").returncode == 0
     assert len(list((tmp_path / "outputs").glob("*/*/metrics.json"))) == 2
+
+
+class Profile(pl.Callback):
+    """Names of the operations of one step, from its batch to its end, after some that warm up."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, index: int) -> None:
+        if index == 2:
+            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self.profiler.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        if index == 2:
+            self.profiler.stop()
+            self.names = {event.key for event in self.profiler.key_averages()}
+
+
+@pytest.mark.parametrize("model", ["wide", "lenet"])
+def test_a_training_step_waits_for_nothing(model: str, composed: Callable[..., DictConfig]) -> None:
+    """Reading a number back from the device (item, bool, a branch on a tensor) would hold up a GPU in every step."""
+    found: list[Profile] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stn.train.progress_bar", lambda: found.append(Profile()) or found[-1])
+        assert train(composed(*TINY, f"model={model}", "trainer.max_epochs=1", "data.batch_size=10")) == 0
+    assert "aten::convolution_backward" in found[0].names
+    assert "aten::_local_scalar_dense" not in found[0].names
+
+
+def test_what_trains_is_compiled_and_what_is_watched_is_not(
+    composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, steps, compile_module = [], [], torch.nn.Module.compile
+
+    def count(graph: torch.fx.GraphModule, example: Any) -> Any:
+        return lambda *inputs: steps.append(graph) or graph(*inputs)
+
+    def compiled(self: torch.nn.Module, mode: str) -> None:
+        modes.append(mode)
+        compile_module(self, backend=count)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    assert train(composed(*TINY, "compile=reduce-overhead", "trainer.max_epochs=1")) == 0
+    assert modes == ["reduce-overhead"] and "compiled (reduce-overhead)" in capsys.readouterr().out
+    assert len(steps) == 2  # of training: validation, pictures and test are watched
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_compiled_training_runs(composed: Callable[..., DictConfig]) -> None:
+    assert train(composed(*TINY, "compile=default", "trainer.max_epochs=1")) == 0
+    torch._dynamo.reset()
+
+
+def test_channels_last_is_a_choice(composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    for choice, said in (("true", True), ("false", False)):
+        assert train(composed(*TINY, f"channels_last={choice}", "trainer.max_epochs=1")) == 0
+        assert ("channels-last" in capsys.readouterr().out) == said

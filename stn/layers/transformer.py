@@ -84,11 +84,13 @@ class SpatialTransformer(nn.Module):
 
         Raises ValueError for a θ of another length or, on a CPU, one that is not finite.
         """
+        check_finite(theta)
+        return self._to_input(theta, points)
+
+    def _to_input(self, theta: Tensor, points: Tensor) -> Tensor:
         each = self.warp.num_params
         if theta.ndim != 2 or theta.shape[1] % each or theta.shape[1] == 0:
             raise ValueError(f"theta must be (N, {each}) for each look, not {tuple(theta.shape)}")
-        if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not theta.isfinite().all():
-            raise ValueError("theta must be finite, but has values that are not: the training has diverged")
         with torch.autocast(theta.device.type, enabled=False):
             # What was seen last was made last: its warp comes first on the way back to the original.
             for part in reversed(theta.split(each, dim=1)):
@@ -121,7 +123,7 @@ class SpatialTransformer(nn.Module):
         centres = pixel_centres(
             height, width, align_corners=self.align_corners, samples=self.samples, device=theta.device
         )
-        return self.to_input(theta, centres).unflatten(1, (height * self.samples, width * self.samples))
+        return self._to_input(theta, centres).unflatten(1, (height * self.samples, width * self.samples))
 
     def read(self, image: Tensor, theta: Tensor, height: int, width: int) -> Tensor:
         """`image` (N, C, H, W) warped by θ to height x width."""
@@ -132,7 +134,14 @@ class SpatialTransformer(nn.Module):
         return F.avg_pool2d(read, self.samples) if self.samples > 1 else read
 
     def transform(self, image: Tensor, theta: Tensor) -> Tensor:
-        """`image` (N, C, H, W) warped by a given θ (N, looks · P), in the output's size."""
+        """`image` (N, C, H, W) warped by a given θ (N, looks · P), in the output's size.
+
+        Raises ValueError for a θ of another length or, on a CPU, one that is not finite.
+        """
+        check_finite(theta)
+        return self._transform(image, theta)
+
+    def _transform(self, image: Tensor, theta: Tensor) -> Tensor:
         height, width = self.output_size or image.shape[2:]
         return self.read(image, theta, height, width)
 
@@ -141,11 +150,19 @@ class SpatialTransformer(nn.Module):
         if image.ndim != 4:
             raise ValueError(f"a spatial transformer takes (N, C, H, W), not {tuple(image.shape)}")
         theta = self.theta(image)
-        warped = self.transform(image, theta)
+        if not self.training:  # a step of training reads nothing back: validation finds out
+            check_finite(theta)
+        warped = self._transform(image, theta)
         if self.append_theta:
             channels = theta.to(warped.dtype)[:, :, None, None].expand(-1, -1, *warped.shape[2:])
             warped = torch.cat((warped, channels), dim=1)
         return (warped, theta) if return_theta else warped
+
+
+def check_finite(theta: Tensor) -> None:
+    """Raises ValueError for a θ on a CPU that is not finite; a GPU would have to be waited for."""
+    if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not theta.isfinite().all():
+        raise ValueError("theta must be finite, but has values that are not: the training has diverged")
 
 
 class Parallel(nn.ModuleList):
@@ -160,9 +177,9 @@ class Parallel(nn.ModuleList):
         rows = math.isqrt(len(transformers))
         columns = -(-len(transformers) // rows)
         scale = (rows * columns) ** -0.5
-        across, down = (torch.linspace(scale - 1, 1 - scale, n) if n > 1 else torch.zeros(1) for n in (columns, rows))
+        across, down = ([(1 - scale) * (2 * k / max(n - 1, 1) - (n > 1)) for k in range(n)] for n in (columns, rows))
         for index, transformer in enumerate(transformers):
-            x, y = across[index % columns].item(), down[index // columns].item()
+            x, y = across[index % columns], down[index // columns]
             with torch.no_grad():
                 transformer.head.bias.copy_(transformer.warp.window(scale, x, y))
 
@@ -186,7 +203,10 @@ class Seen(NamedTuple):
 
 @contextmanager
 def recording(network: nn.Module) -> Iterator[dict[str, list[Seen]]]:
-    """While it is open, what every transformer in a network does, by the transformer's name, pass by pass."""
+    """While it is open, what every transformer in a network does, by the transformer's name, pass by pass.
+
+    What is compiled runs as it is written meanwhile, so that it can be watched.
+    """
     found = transformers(network)
     seen: dict[str, list[Seen]] = {name: [] for name in found}
     hooks = []
@@ -205,7 +225,8 @@ def recording(network: nn.Module) -> Iterator[dict[str, list[Seen]]]:
 
         hooks += [module.head.register_forward_hook(after_look), module.register_forward_hook(after_pass)]
     try:
-        yield seen
+        with torch.compiler.set_stance("force_eager"):
+            yield seen
     finally:
         for hook in hooks:
             hook.remove()
