@@ -4,5 +4,6 @@ from stn.callbacks.history import History
 from stn.callbacks.network_summary import NetworkSummary
 from stn.callbacks.theta_monitor import ThetaMonitor
 from stn.callbacks.warp_gallery import WarpGallery
+from stn.callbacks.weight_average import WeightAverage
 
-__all__ = ["History", "NetworkSummary", "ThetaMonitor", "WarpGallery"]
+__all__ = ["History", "NetworkSummary", "ThetaMonitor", "WarpGallery", "WeightAverage"]

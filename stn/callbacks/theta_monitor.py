@@ -23,7 +23,8 @@ class ThetaMonitor(pl.Callback):
     what is read lies beyond the border, or that shrink to a line or a point; above a half, a warning is given.
 
     Where the data knows the poses, <transformer>/pose_error_pixels of the validation set, see `pose_error`, and
-    test/<transformer>_pose_error_pixels of the test set.
+    test/<transformer>_pose_error_pixels of the test set, for transformers that read the image itself; of several
+    processes, the mean of each one's.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,9 @@ class ThetaMonitor(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.on_validation_end(trainer, pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._recording.close()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():
@@ -80,17 +84,20 @@ class ThetaMonitor(pl.Callback):
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # set when fit is given one
         assert isinstance(data, ResidentDataModule)
-        if split not in data.corners:
+        # Where mirror images are scored, every other pass is theirs.
+        passes = self.seen[name][:: 2 if pl_module.hparams["score_mirrored"] else 1]
+        height, width = passes[0].height, passes[0].width
+        if split not in data.corners or (height, width) != data.images[split].shape[2:]:
+            return  # a feature map has no corners of its own
+        theta = torch.cat([one.theta for one in passes])
+        if not theta.isfinite().all():
             return
         mine = slice(trainer.global_rank, None, trainer.world_size)
-        truth, labels = data.corners[split][mine], data.labels[split][mine]
-        passes = self.seen[name]
-        batches = data.val_dataloader() if split == "val" else data.test_dataloader()
-        # Where mirror images are scored, every other pass is theirs.
-        theta = torch.cat([one.theta for one in passes[:: len(passes) // len(batches)]])
-        height, width = passes[0].height, passes[0].width
+        # The first ones, where the trainer limits the batches.
+        truth, labels = (of_all[split][mine][: len(theta)] for of_all in (data.corners, data.labels))
         if module.align_corners:  # ±1 is the centre of the outermost pixel, not its edge
             truth = truth / torch.tensor([1 - 1 / width, 1 - 1 / height])
+            height, width = height - 1, width - 1
         error = pose_error(module.to_input, theta, truth, labels, height, width).mean()
         pl_module.log(metric, error.float(), sync_dist=True)
 
@@ -124,9 +131,12 @@ def summarize(sums: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def astray(module: SpatialTransformer, theta: Tensor) -> Tensor:
-    """For which images θ (N, P) reads more beyond the border than within, or next to nothing: (N,), bool."""
-    points = module.to_input(theta, pixel_centres(8, 8, device=theta.device).to(theta))
-    outside = (points.abs() > 1).any(dim=2).float().mean(dim=1) > 0.5
-    centred = points - points.mean(dim=1, keepdim=True)
-    thinnest = torch.linalg.eigvalsh(centred.mT @ centred / points.shape[1])[:, 0].clamp(min=0).sqrt()
-    return outside | (thinnest < 0.01)
+    """For which images θ (N, P) reads more beyond the border than within, next to nothing, or is no number: (N,)."""
+    points = module.to_input(theta.nan_to_num(0, 0, 0), pixel_centres(8, 8, device=theta.device).to(theta))
+    inside = (points.abs() <= 1).all(dim=2).float().mean(dim=1) >= 0.5
+    # The thinnest the points lie, along any line: the smaller eigenvalue of their covariance.
+    x, y = (points - points.mean(dim=1, keepdim=True)).unbind(2)
+    xx, yy, xy = (x * x).mean(dim=1), (y * y).mean(dim=1), (x * y).mean(dim=1)
+    smallest = (xx + yy) / 2 - torch.hypot((xx - yy) / 2, xy)
+    # Comparisons that no NaN passes.
+    return ~(theta.isfinite().all(dim=1) & inside & (smallest >= 1e-4))

@@ -49,7 +49,7 @@ class Project(torch.autograd.Function):
         if of_moved is None:
             return None, None, None
         matrix, points, moved, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():  # differentiated again, or batched
             gradients = torch.func.vjp(lambda m, p: project(m, p, ctx.horizon), matrix, points)[1]
             of_matrix, of_points = gradients(of_moved)
             return of_matrix, of_points, None

@@ -99,9 +99,10 @@ class SpatialTransformer(nn.Module):
 
     def to_output(self, theta: Tensor, points: Tensor) -> Tensor:
         """Where in the output the input's points (M, 2) or (N, M, 2) come to lie: (N, M, 2), (x, y) in [-1, 1]."""
-        for part in theta.split(self.warp.num_params, dim=1):
-            points = self.warp.invert(part, points)
-        return points
+        with torch.autocast(theta.device.type, enabled=False):
+            for part in theta.split(self.warp.num_params, dim=1):
+                points = self.warp.invert(part, points.to(theta.dtype))
+            return points
 
     def boxes_to_input(self, theta: Tensor, boxes: Tensor) -> Tensor:
         """What encloses, in the input, boxes (N, K, 4) of the output: (left, top, right, bottom) in [-1, 1]."""
@@ -150,7 +151,7 @@ class SpatialTransformer(nn.Module):
         if image.ndim != 4:
             raise ValueError(f"a spatial transformer takes (N, C, H, W), not {tuple(image.shape)}")
         theta = self.theta(image)
-        if not self.training:  # a step of training reads nothing back: validation finds out
+        if not self.training:  # a step of training reads nothing back
             check_finite(theta)
         warped = self._transform(image, theta)
         if self.append_theta:

@@ -262,7 +262,8 @@ class Projective(MatrixGroup):
         matrix, points = self.matrix(theta), homogeneous(points)
         if torch.compiler.is_compiling():  # a compiler fuses the plain form
             return project(matrix, points, self.horizon).mT
-        moved, _ = Project.apply(matrix, points, self.horizon)
+        with torch.autocast(theta.device.type, enabled=False):
+            moved, _ = Project.apply(matrix, points, self.horizon)
         return moved.mT
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from stn.callbacks import History, NetworkSummary, ThetaMonitor, WarpGallery
-from stn.callbacks.theta_monitor import moments, summarize
+from stn.callbacks import History, NetworkSummary, ThetaMonitor, WarpGallery, WeightAverage
+from stn.callbacks.theta_monitor import astray, moments, summarize
 from stn.callbacks.warp_gallery import GAP, MARGIN, SIDE, TOP, draw, spread_over_classes, square_outline
 from stn.classifier import Classifier
 from stn.data import ShapesDataModule
@@ -131,6 +131,42 @@ def test_a_transformer_that_loses_the_image_is_reported(
     monkeypatch.setitem(globals(), "known_theta", lambda: torch.tensor(theta))
     fit(tmp_path, [ThetaMonitor()], max_epochs=1)
     assert ("transformer has lost the image: in 100 % of the validation images" in caplog.text) == lost
+
+
+def test_a_diverged_transformer_has_lost_the_image() -> None:
+    theta = Affine().identity().repeat(3, 1)
+    theta[1, 0], theta[2, 5] = torch.nan, torch.inf
+    assert astray(SpatialTransformer(ConvLocalization()), theta).tolist() == [False, True, True]
+
+
+def test_a_part_of_the_validation_set_has_a_pose_error_too(tmp_path: Path) -> None:
+    fit(tmp_path, [ThetaMonitor()], max_epochs=1, limit_val_batches=1, num_sanity_val_steps=1)
+    found = EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert found.Scalars("transformer/pose_error_pixels")[0].value > 0
+
+
+def test_the_averaged_weights_are_validated_kept_and_tested(tmp_path: Path) -> None:
+    """At a rate that moves the weights, the average lags behind; the test must have the average."""
+    data = ShapesDataModule(train_images=60, test_images=20, batch_size=10, val_fraction=0.5)
+    classifier = Classifier(MODEL, OPTIMIZER | {"lr": 0.1}, num_classes=10)
+    kept = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, filename="best")
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[WeightAverage(decay=0.9), kept],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(classifier, datamodule=data)
+    trainer.test(classifier, datamodule=data, ckpt_path="best", verbose=False)
+    saved = torch.load(kept.best_model_path, weights_only=True)
+    average, current = saved["state_dict"], saved["current_model_state"]
+    name = "net.classifier.0.0.weight"
+    assert not torch.allclose(average[name], current[name])
+    torch.testing.assert_close(classifier.state_dict()[name], average[name])
 
 
 def test_mirror_images_do_not_count_in_the_pose_error(tmp_path: Path, events: EventAccumulator) -> None:

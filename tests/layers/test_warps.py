@@ -96,6 +96,20 @@ def test_vmap_over_theta(family: Callable[[], Warp]) -> None:
     torch.testing.assert_close(backward, forward, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_under_vmap_and_autocast_are_those_without(family: Callable[[], Warp]) -> None:
+    warp, points = family(), some_points(6)
+    gradients = []
+    for how in ("plain", "vmap", "autocast"):
+        theta = near_identity(warp, 4).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            moved = torch.vmap(lambda t: warp(t[None], points)[0])(theta) if how == "vmap" else warp(theta, points)
+        moved.float().square().sum().backward()
+        gradients.append(theta.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradients[2], gradients[0], atol=0.2, rtol=0.1)
+
+
 @pytest.mark.parametrize("family", GROUPS)
 @given(seed=SEEDS)
 def test_inverse_undoes_and_compose_does_one_after_the_other(family: Callable[[], MatrixGroup], seed: int) -> None:
