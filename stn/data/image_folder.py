@@ -1,5 +1,7 @@
 """Any tree of images, one folder a class: the user's own, or a copy of CIFAR-10 as JPEG files."""
 
+import contextlib
+import hashlib
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +18,17 @@ from stn.data.resident import ResidentDataModule
 
 log = logging.getLogger(__name__)
 
+LARGEST_KEPT = 2**30  # bytes
+
 
 class ImageFolderDataModule(ResidentDataModule):
     """Images from `root`/train/<class>/... and `root`/test/<class>/..., as RGB (JPEG, PNG, TIFF and what else
     torchvision takes for an image).
 
-    Images of another size than `image_size` are resized to it, with a note. Raises OSError for a folder that is
-    missing and ValueError for an empty class, classes that differ between train and test, and an image that cannot
-    be read, whose path it names.
+    Images of another size than `image_size` are resized to it, with a note. What was decoded, up to 1 GiB, is kept in
+    `root` as .train-<fingerprint>.pt and .test-<fingerprint>.pt for the next run, until a file changes.
+    Raises OSError for a folder that is missing and ValueError for an empty class, classes that differ between train and
+    test, and an image that cannot be read, whose path it names.
     """
 
     def __init__(self, root: str = "data", **common: Any) -> None:
@@ -43,13 +48,24 @@ class ImageFolderDataModule(ResidentDataModule):
             )
         paths = [image_files(folder / name) for name in classes]
         labels = torch.tensor([label for label, files in enumerate(paths) for _ in files])
+        return self._images(folder, [path for files in paths for path in files]), labels
+
+    def _images(self, folder: Path, paths: list[Path]) -> Tensor:
+        """Images of files, uint8 (N, 3, H, W): as kept by an earlier run, if none has changed since; else decoded."""
+        kept = self.root / f".{folder.name}-{fingerprint(folder, paths, self.image_size)}.pt"
+        with contextlib.suppress(OSError):
+            found: Tensor = torch.load(kept, weights_only=True)
+            return found
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            read = list(pool.map(self._decode, [path for files in paths for path in files]))
+            read = list(pool.map(self._decode, paths))
         resized = sum(was_resized for _, was_resized in read)
         if resized:
             side = self.image_size
             log.info("%s: %d of %d images resized to %d x %d", folder, resized, len(read), side, side)
-        return torch.from_numpy(np.stack([image for image, _ in read])).permute(0, 3, 1, 2).contiguous(), labels
+        images = torch.from_numpy(np.stack([image for image, _ in read])).permute(0, 3, 1, 2).contiguous()
+        if images.nbytes < LARGEST_KEPT:
+            keep(images, kept)
+        return images
 
     def _decode(self, path: Path) -> tuple[np.ndarray, bool]:
         size = (self.image_size, self.image_size)
@@ -63,6 +79,29 @@ class ImageFolderDataModule(ResidentDataModule):
         if image.size == size:
             return np.asarray(image), False
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC)), True
+
+
+def fingerprint(folder: Path, paths: list[Path], image_size: int) -> str:
+    """A name for what files of a folder hold: another one when a file is added, removed, renamed or written."""
+    digest = hashlib.sha256(str(image_size).encode())
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{str(path).removeprefix(str(folder))} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def keep(images: Tensor, path: Path) -> None:
+    """Saves decoded images for the next run, in place of earlier ones; where the folder is read-only, it does not."""
+    split = path.name.partition("-")[0]
+    part = path.with_suffix(f".{os.getpid()}")
+    with contextlib.suppress(OSError, RuntimeError):  # torch.save raises either
+        torch.save(images, part)
+        part.replace(path)  # whole or not at all
+        for old in path.parent.glob(f"{split}-*.pt"):
+            if old != path:
+                old.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        part.unlink(missing_ok=True)
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -48,6 +48,34 @@ def test_gray_images_subfolders_and_other_files(root: Path) -> None:
     assert (images[8] - torch.tensor(77)).abs().max() <= 1
 
 
+def test_what_was_decoded_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = data(root).read(train=True)
+    decoded: list[Path] = []
+    decode = ImageFolderDataModule._decode
+    monkeypatch.setattr(ImageFolderDataModule, "_decode", lambda self, path: decoded.append(path) or decode(self, path))
+    again = data(root).read(train=True)
+    assert not decoded and torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
+    write(root / "train" / "ant" / "03.png", 250)
+    changed, _ = data(root).read(train=True)
+    assert len(decoded) == 16 and (changed[3, 0] == 250).all()
+    data(root, image_size=16).read(train=True)
+    assert len(decoded) == 32 and len(list(root.glob(".train-*.pt"))) == 1
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), RuntimeError("file cannot be opened")])
+def test_where_nothing_can_be_kept_it_is_decoded_each_time(
+    error: Exception, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(images: torch.Tensor, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    for _ in range(2):
+        assert data(root).read(train=True)[0].shape == (16, 3, 32, 32)
+    assert not list(root.glob(".train*"))
+
+
 def test_other_sizes_are_resized_with_a_note(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(root / "train" / "ant" / "00.png", 9, size=(50, 70))
     with caplog.at_level(logging.INFO):
