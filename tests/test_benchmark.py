@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stn.benchmark import __main__ as benchmark
-from stn.benchmark import layers
+from stn.benchmark import accuracy, data, layers, scaling, train
 from stn.benchmark.timing import interleaved, ratio
 from stn.layers import Affine, Projective, ThinPlateSpline
 
@@ -51,6 +51,56 @@ def test_layers_leaves_a_table_its_figures_and_a_plot(
     assert "kornia.homography_warp" in capsys.readouterr().out
 
 
+SMALL = ["model=convnet_small", "data=shapes", "data.train_images=60", "data.test_images=20", "data.val_fraction=0.2"]
+SMALL += ["data.batch_size=20"]
+
+
+ARMS = ["stn.train", "bare loop", "bare loop, no transformer"]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every benchmark done at once."""
+    monkeypatch.setattr("stn.benchmark.timing.SHORTEST", 1e-6)
+    cases = {"LeNet-5 STN": ["experiment=eva7_nemani", *SMALL], "default": SMALL}
+    for module in (train, data, accuracy):
+        monkeypatch.setattr(module, "CASES", cases)
+    for module in (train, accuracy):
+        monkeypatch.setattr(module, "WORKERS", (0,))
+    monkeypatch.setattr(train, "TUTORIAL_IMAGES", 40)
+    monkeypatch.setattr(data, "IMAGES", 500)
+    monkeypatch.setattr(scaling, "GROWN", {"batch": (2, 4), "transformers": (0, 1)})
+    monkeypatch.setattr(scaling, "START", scaling.Setting(batch=4, images=16))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("arguments", "column", "expected"),
+    [
+        (["train"], "arm", [*ARMS, "tutorial's loop, 0 workers", *ARMS]),
+        (["data"], "beside", ["torchvision, one by one, in one process", "an epoch: LeNet-5 STN", "an epoch: default"]),
+        (
+            ["accuracy", *SMALL[1:], "model.classifier.widths=[8,8,8]", "trainer.max_epochs=1"],
+            "what",
+            ["the tutorial's loop, 50 epochs", "fast67", "fast94"],
+        ),
+        (["scaling"], "grows", ["batch", "batch", "transformers", "transformers"]),
+    ],
+    ids=["train", "data", "accuracy", "scaling"],
+)
+def test_every_benchmark_leaves_its_rows_and_a_plot(
+    arguments: list[str], column: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run(monkeypatch, tmp_path, *arguments, "--rounds", "1") == 0
+    (folder,) = tmp_path.glob("outputs/*/*-benchmark-*")
+    rows = json.loads((folder / f"{arguments[0]}.json").read_text())["rows"]
+    if arguments[0] == "accuracy":  # one row for each goal that was reached, besides
+        rows = [row for row in rows if row["to"] in ("", "the end")]
+    assert [row[column] for row in rows] == expected
+    assert all(row.get("images/s", row.get("seconds")) > 0 for row in rows)
+    assert (folder / f"{arguments[0]}.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("family", [Affine, Projective, ThinPlateSpline])
 def test_the_peers_do_the_same(family: Any) -> None:
     """A faster way to something else would be no comparison; kornia's spline has its kernels elsewhere."""
@@ -61,13 +111,13 @@ def test_the_peers_do_the_same(family: Any) -> None:
         assert (peer(parameters) - warped(theta)).abs().mean() < within, name
 
 
-def test_arms_take_turns_as_often_as_each_other() -> None:
+def test_arms_take_turns_as_often_as_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stn.benchmark.timing.SHORTEST", 0)
     calls: list[str] = []
     arms = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     seconds = interleaved(arms, 3, torch.device("cpu"))
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
-    turns = "".join(calls)
-    assert turns.index("b") < turns.rindex("a") and turns.rindex("b") > turns.index("a")
+    assert "".join(calls) == "aabb" + "ab" + "ba" + "ab"
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
@@ -81,6 +131,7 @@ def test_a_ratio_is_taken_round_by_round() -> None:
         (["layers", "--rounds", "0"], "--rounds must be 1 or more, not 0"),
         (["layers", "--device", "nonsense"], "--device nonsense cannot be used"),
         (["nonsense"], "invalid choice: 'nonsense'"),
+        (["layers", "seed=1"], "layers takes no settings of stn.train, such as seed=1"),
     ],
 )
 def test_what_cannot_be_measured_is_named(
@@ -93,3 +144,11 @@ def test_what_cannot_be_measured_is_named(
     assert run(monkeypatch, tmp_path, *arguments) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_setting_that_cannot_be_meant_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, tmp_path, "train", "data.batchsize=1") == 2
+    assert "data has no key 'batchsize'; did you mean 'batch_size'?" in capsys.readouterr().err
+    assert not list(tmp_path.glob("outputs/*/*"))

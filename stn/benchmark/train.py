@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -23,6 +23,7 @@ from torchvision import transforms
 
 from stn import config as configs
 from stn.benchmark.timing import synchronize
+from stn.data.batches import Batches
 from stn.train import build, build_classifier, keep_freed_memory, train
 
 # The network of the second published system as that trained it, and the default; on images that the program makes.
@@ -33,15 +34,24 @@ CASES = {
         *["data.flip=true", "data.shift=4", "data.cutout=8", "data.cutmix=0.5"],
     ],
 }
-MADE = ["trainer.max_epochs=1", "+callbacks.stopwatch._target_=stn.benchmark.train.Stopwatch"]
+STOPWATCH = "+callbacks.stopwatch._target_=stn.benchmark.train.Stopwatch"
 WORKERS = (0, 2, 4)
 TUTORIAL_IMAGES = 3200
 
 
 class Stopwatch(pl.Callback):
-    """Images a second between the first and the last step of an epoch, and the seconds until training ends."""
+    """Images a second between the first and the last step of each epoch; when it ended, and what it then scored.
 
-    runs: list[tuple[float, float]] = []  # noqa: RUF012 - the program makes the callback; who reads it has the class
+    The program makes the callback, by its config: the run's figures are the class's.
+    """
+
+    speeds: ClassVar[list[float]] = []
+    epochs: ClassVar[list[tuple[float, float]]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.began = time.perf_counter()
+        Stopwatch.speeds.clear()
+        Stopwatch.epochs.clear()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         synchronize(pl_module.device)
@@ -52,20 +62,27 @@ class Stopwatch(pl.Callback):
     ) -> None:
         if batch_idx + 1 == trainer.num_training_batches:
             synchronize(pl_module.device)
-            self.ended = time.perf_counter()
-            self.images = (batch_idx + 1) * len(batch[0])
+            images = (batch_idx + 1) * len(batch[0])
+            Stopwatch.speeds.append(images / (time.perf_counter() - self.started))
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        Stopwatch.runs.append((self.images / (self.ended - self.started), time.perf_counter() - self.ended))
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        score = trainer.callback_metrics["val/accuracy"].item()
+        Stopwatch.epochs.append((time.perf_counter() - self.began, score))
 
 
 def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each network and arm: images a second, and how many times as many this project's command trains."""
     keep_freed_memory()  # for all arms alike
     for name, case in CASES.items():
-        with composed([*case, *MADE, f"trainer.accelerator={accelerator(device)}", *overrides]) as config:
-            arms: dict[str, Callable[[], float]] = {"stn.train": partial(command, config)}
-            arms["bare loop"] = bare_loop(config, device)
+        made = [STOPWATCH, "trainer.max_epochs=1", f"trainer.accelerator={accelerator(device)}"]
+        with composed([*case, *made, *overrides, "model/placement=none"]) as config:
+            without = bare_loop(config, device)
+        with composed([*case, *made, *overrides]) as config:
+            arms: dict[str, Callable[[], float]] = {
+                "stn.train": partial(command, config),
+                "bare loop": bare_loop(config, device),
+                "bare loop, no transformer": without,
+            }
             if name != "default":
                 for workers in WORKERS:
                     arms[f"tutorial's loop, {workers} workers"] = tutorial(config, workers, device)
@@ -106,22 +123,22 @@ def accelerator(device: torch.device) -> str:
 
 
 def command(config: DictConfig) -> float:
-    """Images a second of `python -m stn.train` with everything on: logger, checkpoints, callbacks, progress bar."""
+    """Images a second of `python -m stn.train` with its bar, loggers and callbacks, from first to last step.
+
+    What comes between epochs (validation, pictures, checkpoints) is not counted.
+    """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train(config)
-    return Stopwatch.runs[-1][0]
+        if train(config):
+            raise KeyboardInterrupt
+    return Stopwatch.speeds[-1]
 
 
 def bare_loop(config: DictConfig, device: torch.device) -> Callable[[], float]:
     """The same network, precision, optimizer and batches in the shortest loop that trains."""
-    data = build(config.data, "data")
-    data.setup()
-    batches = data.train_dataloader()
-    batches.images, batches.labels = batches.images.to(device), batches.labels.to(device)
-    batches.mean, batches.std = batches.mean.to(device), batches.std.to(device)
+    batches = training_batches(config, device)
     net = build_classifier(config).net.to(device).train()
     optimizer, schedule = build(config.optimizer, "optimizer").build(net, 1_000_000)
-    low = config.trainer.precision == "bf16-mixed"
+    low = str(config.trainer.precision).startswith("bf16")
 
     def epoch() -> float:
         synchronize(device)
@@ -139,6 +156,16 @@ def bare_loop(config: DictConfig, device: torch.device) -> Callable[[], float]:
         return images / (time.perf_counter() - started)
 
     return epoch
+
+
+def training_batches(config: DictConfig, device: torch.device) -> Batches:
+    """The training batches of a config, from images on the device."""
+    data = build(config.data, "data")
+    data.setup()
+    batches: Batches = data.train_dataloader()
+    batches.images, batches.labels = batches.images.to(device), batches.labels.to(device)
+    batches.mean, batches.std = batches.mean.to(device), batches.std.to(device)
+    return batches
 
 
 class OneByOne(Dataset):
@@ -160,7 +187,9 @@ def tutorial(config: DictConfig, workers: int, device: torch.device) -> Callable
     images = rng.integers(0, 256, (TUTORIAL_IMAGES, 32, 32, 3), dtype=np.uint8)
     prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
     data = OneByOne(images, rng.integers(0, 10, TUTORIAL_IMAGES).tolist(), prepare)
-    loader = DataLoader(data, batch_size=config.data.batch_size, shuffle=True, num_workers=workers)
+    loader = DataLoader(
+        data, batch_size=config.data.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
     net = build_classifier(config).net.to(device).to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
 

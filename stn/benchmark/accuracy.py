@@ -1,0 +1,81 @@
+"""How long training takes to an accuracy, beside the tutorial's loop and its 50 epochs."""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from matplotlib.axes import Axes
+from omegaconf import DictConfig
+
+from stn.benchmark.train import CASES, STOPWATCH, WORKERS, Stopwatch, accelerator, composed, tutorial
+from stn.train import keep_freed_memory, train
+
+EXPERIMENTS = ("fast67", "fast94")
+GOALS = (0.60, 0.67, 0.90, 0.94)
+EPOCHS, IMAGES = 50, 50_000  # of the published systems
+
+
+def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for each experiment and goal: the mean seconds to it over `rounds` seeds, as scored on the validation set.
+
+    And how many times as long the tutorial's loop needs for its 50 epochs, at the speed it has here with the best
+    number of workers. "the end" is the whole run, with the test accuracy of its best epoch. `overrides` name the data.
+    """
+    keep_freed_memory()
+    with composed([*CASES["LeNet-5 STN"], f"trainer.accelerator={accelerator(device)}"]) as config:
+        loops = [tutorial(config, workers, device) for workers in WORKERS]
+        speed = max(max(epoch() for _ in range(3)) for epoch in loops)
+    fifty = EPOCHS * IMAGES / speed
+    yield row("the tutorial's loop, 50 epochs", "", [], [fifty], fifty)
+    for experiment in EXPERIMENTS:
+        seconds: dict[float, list[float]] = {goal: [] for goal in GOALS}
+        scores, whole = [], []
+        for seed in range(rounds):
+            made = [f"experiment={experiment}", f"seed={seed}", f"trainer.accelerator={accelerator(device)}"]
+            with composed([*made, STOPWATCH, *overrides]) as config:
+                epochs, score = run(config)
+            scores.append(score)
+            whole.append(epochs[-1][0])
+            for goal in GOALS:
+                seconds[goal] += [second for second, accuracy in epochs if accuracy >= goal][:1]
+        yield row(experiment, "the end", scores, whole, fifty)
+        for goal, times in seconds.items():
+            if len(times) == rounds:
+                yield row(experiment, f"{goal:.0%}", [], times, fifty)
+
+
+def run(config: DictConfig) -> tuple[list[tuple[float, float]], float]:
+    """Seconds and validation accuracy after each epoch of a run, and its test accuracy."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        if train(config):
+            raise KeyboardInterrupt
+    metrics = json.loads((Path(HydraConfig.get().runtime.output_dir) / "metrics.json").read_text())
+    return list(Stopwatch.epochs), metrics["test_accuracy"]
+
+
+def row(what: str, goal: str, scores: list[float], seconds: list[float], fifty: float) -> dict[str, Any]:
+    """The mean seconds of some runs, what they scored on the test set, and how often they fit into `fifty` seconds."""
+    return {
+        "what": what,
+        "to": goal,
+        "seeds": len(seconds),
+        "test accuracy": mean(scores) if scores else "",
+        "from, to": [min(scores), max(scores)] if scores else "",
+        "seconds": mean(seconds),
+        "tutorial's 50 epochs / this": fifty / mean(seconds),
+    }
+
+
+def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
+    """Seconds to each goal, as bars."""
+    bars = {f"{row['what']} {row['to']}": row["seconds"] for row in rows}
+    colours = ["tab:gray", *["tab:blue"] * (len(rows) - 1)]
+    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="seconds")

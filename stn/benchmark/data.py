@@ -1,0 +1,104 @@
+"""Images a second that are augmented: whole batches, beside torchvision one by one, and an epoch of training."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+from torchvision import transforms
+
+from stn.benchmark.timing import interleaved, ratio
+from stn.benchmark.train import CASES, accelerator, bare_loop, composed, training_batches
+from stn.data.batches import Augmentation, Batches
+from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
+from stn.train import keep_freed_memory
+
+IMAGES = 10_000
+ONE_BY_ONE = 500
+BATCH = 250
+
+
+def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
+    """Images a second of this project's batches, and how many times as fast they are as what is beside them.
+
+    Beside torchvision: mirrored, shifted by 4, normalized, a square of 8 cut out. Beside an epoch of training, which
+    they are a part of: the inverse is their share.
+    """
+    keep_freed_memory()  # for all arms alike
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
+    arms: dict[str, Callable[[], object]] = {
+        "batches": partial(drain, batched(images, device)),
+        "one by one": one_by_one(images),
+    }
+    yield row("torchvision, one by one, in one process", interleaved(arms, rounds, device), IMAGES, ONE_BY_ONE)
+    for name, case in CASES.items():
+        with composed([*case, f"trainer.accelerator={accelerator(device)}", *overrides]) as config:
+            batches = training_batches(config, device)
+            arms = {"batches": partial(drain, batches), "epoch": bare_loop(config, device)}
+            count = len(batches) * batches.batch_size
+            yield row(f"an epoch: {name}", interleaved(arms, rounds, device), count, count)
+
+
+def row(beside: str, seconds: dict[str, list[float]], count: int, count_there: int) -> dict[str, Any]:
+    """Two arms that handle so many images a call, each in the seconds it took."""
+    ours, theirs = seconds.values()
+    ours, theirs = [time / count for time in ours], [time / count_there for time in theirs]
+    factor, low, high = ratio(theirs, ours)
+    return {
+        "images/s": 1 / median(ours),
+        "beside": beside,
+        "images/s there": 1 / median(theirs),
+        "times as fast": factor,
+        "quartiles": [low, high],
+    }
+
+
+def drain(batches: Batches) -> None:
+    """A pass over batches that are not used."""
+    deque(batches, maxlen=0)
+
+
+def batched(images: np.ndarray, device: torch.device) -> Batches:
+    """Images as this project's batches."""
+    resident = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
+    return Batches(
+        resident,
+        torch.zeros(len(images), dtype=torch.long, device=device),
+        batch_size=BATCH,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+        augmentation=Augmentation(flip=True, shift=4, cutout=8),
+    )
+
+
+def one_by_one(images: np.ndarray) -> Callable[[], None]:
+    """The same by torchvision, image by image, as a Dataset does, for the first few images."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
+            transforms.ToTensor(),
+            transforms.Normalize(CIFAR10_MEAN, CIFAR10_STD),
+            transforms.RandomErasing(p=1.0, scale=(1 / 16, 1 / 16), ratio=(1.0, 1.0)),
+        ]
+    )
+
+    def epoch() -> None:
+        for start in range(0, ONE_BY_ONE, BATCH):
+            torch.stack([transform(Image.fromarray(image)) for image in images[start : start + BATCH]])
+
+    return epoch
+
+
+def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
+    """Images a second of the batches and of what is beside them, as bars."""
+    bars = {"batches": rows[0]["images/s"]} | {row["beside"]: row["images/s there"] for row in rows}
+    colours = ["tab:blue", *["tab:gray"] * len(rows)]
+    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="images a second")

@@ -1,0 +1,119 @@
+"""How images a second and memory change with the batch, the image's size, the transformers, the data and the epochs."""
+
+import multiprocessing
+import resource
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+
+from stn.benchmark.timing import timed
+from stn.config import fastest_precision
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained: the tutorial's network behind `transformers` transformers, one after another."""
+
+    batch: int = 256
+    size: int = 32
+    transformers: int = 1
+    images: int = 4096
+    epochs: int = 1
+
+
+START = Setting()
+GROWN: dict[str, tuple[int, ...]] = {
+    "batch": (32, 64, 128, 256, 512),
+    "size": (32, 64, 96, 128),
+    "transformers": (0, 1, 2, 3),
+    "images": (4096, 16384, 65536),
+    "epochs": (1, 4, 16),
+}
+
+
+def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for each setting: images a second, and the most memory that it took beyond a process that trains nothing.
+
+    Each in a process of its own, since a process's peak never falls.
+    """
+    idle = alone(Setting(images=256), 0, device)[1]
+    for name, values in GROWN.items():
+        for value in values:
+            speed, peak = alone(replace(START, **{name: value}), rounds, device)
+            yield {"grows": name, "to": value, "images/s": speed, "memory (MiB)": peak - idle}
+
+
+def alone(setting: Setting, rounds: int, device: torch.device) -> tuple[float, float]:
+    """Images a second and the peak in MiB of a setting, in a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(trained, asdict(setting), rounds, str(device)).result()
+
+
+def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, float]:
+    """Trains the setting: median images a second over `rounds` stretches of steps, and the process's peak in MiB."""
+    from stn.data.batches import Augmentation, Batches
+    from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
+    from stn.layers import ConvLocalization, SpatialTransformer
+    from stn.networks import ConvNet
+    from stn.train import keep_freed_memory
+
+    keep_freed_memory()
+    setting, device = Setting(**values), torch.device(where)
+    images = torch.randint(0, 256, (setting.images, 3, setting.size, setting.size), dtype=torch.uint8, device=device)
+    batches = Batches(
+        images,
+        torch.randint(0, 10, (setting.images,), device=device),
+        batch_size=setting.batch,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
+        augmentation=Augmentation(flip=True, shift=4),
+    )
+    layers = [SpatialTransformer(ConvLocalization(image_size=setting.size)) for _ in range(setting.transformers)]
+    net = torch.nn.Sequential(*layers, ConvNet(image_size=setting.size)).to(device)
+    net.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
+    low = fastest_precision(device.type) == "bf16-mixed"
+    # As many images each time, at least two batches, whatever the batch: what is left of the data is another epoch's.
+    stretch = max(2, 2048 // setting.batch)
+
+    def forever() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            yield from batches
+            batches.set_epoch(batches.epoch + 1)
+
+    endless = forever()
+
+    def steps() -> None:
+        for _ in range(stretch):
+            image, label = next(endless)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+                scores = net(image)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(scores.float(), label).backward()
+            optimizer.step()
+
+    if rounds:
+        seconds = [timed(steps, 1, device) for _ in range(rounds + 1)][1:]
+        for _ in range(setting.epochs - 1):
+            for _ in range(max(1, len(batches) // stretch)):
+                seconds.append(timed(steps, 1, device))
+    speed = stretch * setting.batch / statistics.median(seconds) if rounds else 0.0
+    if device.type == "cuda":
+        return speed, torch.cuda.max_memory_allocated() / 2**20
+    return speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
+    """The time an image takes as a multiple of the smallest setting's, against the growth."""
+    for name in GROWN:
+        found = [row for row in rows if row["grows"] == name and row["to"]]
+        growth = [row["to"] / found[0]["to"] for row in found]
+        axes.plot(growth, [found[0]["images/s"] / row["images/s"] for row in found], marker="o", label=f"time: {name}")
+    axes.set(xscale="log", yscale="log", xlabel="growth", ylabel="time an image takes, relative")
+    axes.legend()
+    axes.grid(alpha=0.3)
