@@ -78,4 +78,5 @@ def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     colours = ["tab:gray", *["tab:blue"] * (len(rows) - 1)]
     axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
     axes.invert_yaxis()
+    axes.margins(x=0.15)  # room for the labels
     axes.set(xscale="log", xlabel="seconds")

@@ -101,4 +101,5 @@ def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     colours = ["tab:blue", *["tab:gray"] * len(rows)]
     axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
     axes.invert_yaxis()
+    axes.margins(x=0.15)  # room for the labels
     axes.set(xscale="log", xlabel="images a second")

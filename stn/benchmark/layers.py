@@ -133,4 +133,5 @@ def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     colours = ["tab:gray" if ":" in name else "tab:blue" for name in bars]
     axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
     axes.invert_yaxis()
+    axes.margins(x=0.15)  # room for the labels
     axes.set(xscale="log", xlabel=f"ms, forward and backward, {shape}")
