@@ -32,24 +32,25 @@ class Augmentation:
         return first if epoch % 2 == 0 else ~first
 
     def move(self, images: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (N, C, H, W) of any dtype, mirrored where `mirrored` (N,) says, each shifted: one gather."""
+        """Images (N, C, H, W) of any dtype, mirrored where `mirrored` (N,) says, each shifted: rows, then columns."""
         if not (self.flip or self.shift):
             return images
-        count, _, height, width = images.shape
+        count, channels, height, width = images.shape
         rows = self._source(count, height, generator, images.device)
         columns = self._source(count, width, generator, images.device)
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        each = torch.arange(count, device=images.device)[:, None, None]
-        return images[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        first = torch.arange(count * channels, device=images.device).view(count, channels, 1) * height
+        moved = images.reshape(-1, width).index_select(0, (first + rows[:, None, :]).flatten()).view_as(images)
+        return moved.gather(3, columns[:, None, None, :].expand_as(images))
 
     def erase(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Normalized images (N, C, H, W) with a square of each set to 0, their mean colour."""
+        """Sets a square of each of the normalized images (N, C, H, W), in place, to 0, their mean colour."""
         if not self.cutout:
             return images
         count, _, height, width = images.shape
         top, left = (torch.randint(1 - self.cutout, size, (count,), generator=generator) for size in (height, width))
         square = rectangle(height, width, top, left, top + self.cutout, left + self.cutout)
-        return images.masked_fill(square.to(images.device), 0)
+        return images.masked_fill_(square.to(images.device), 0)
 
     def mix(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) with rectangles of each other, and the share of each class in them, (N, classes)."""
@@ -148,7 +149,7 @@ class Batches:
         mirrored = augmentation.mirrored(len(self.images), self.seed, self.epoch).to(self.images.device)
         own = torch.Generator().manual_seed(seed * self.ranks + self.rank)
         for batch in order.split(self.batch_size)[: len(self)]:
-            images = augmentation.move(self.images[batch], mirrored[batch], own)
+            images = augmentation.move(self.images.index_select(0, batch), mirrored[batch], own)
             images, labels = augmentation.erase(self.normalize(images), own), self.labels[batch]
             yield augmentation.mix(images, labels, self.classes, own) if augmentation.cutmix else (images, labels)
 
