@@ -14,6 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from stn.data.batches import Batches
 from stn.networks import Whitening
 
+SCORED_AT_ONCE = 50  # steps
+
 
 class Classifier(pl.LightningModule):
     """Trains a network to name the class of an image, by cross-entropy.
@@ -49,6 +51,7 @@ class Classifier(pl.LightningModule):
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
+        self.scored: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, num_classes) of normalized images (N, C, H, W), in float32."""
@@ -66,14 +69,25 @@ class Classifier(pl.LightningModule):
                 # The same images for every process, spread over the set.
                 module.fit(batches.normalize(batches.images[:: -(-len(batches.images) // 1000)]))
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return self._score(batch, self.train_metrics, self.label_smoothing)
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        if batch_idx == 0:  # computed when the epoch ends
+            self.scored.clear()
+            self._log(self.train_metrics)
+        scores, target, losses = self._score(batch, self.label_smoothing)
+        self.scored.append((scores.detach(), target, losses.detach()))
+        # Metrics are many small operations, a tenth of a small network's step: those of some steps are done at once.
+        if len(self.scored) == SCORED_AT_ONCE or batch_idx + 1 == self.trainer.num_training_batches:
+            self._update(self.train_metrics, *map(torch.cat, zip(*self.scored, strict=True)))
+            self.scored.clear()
+        return losses.mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self._score(batch, self.val_metrics)
+        self._update(self.val_metrics, *self._score(batch))
+        self._log(self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self._score(batch, self.test_metrics)
+        self._update(self.test_metrics, *self._score(batch))
+        self._log(self.test_metrics)
 
     def on_train_epoch_end(self) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -82,16 +96,18 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        # Lightning cannot clip the gradients of a fused optimizer under mixed precision.
-        optimizer, schedule = self.optimization.build(self.net, steps, fused=not self.trainer.gradient_clip_val)
+        optimizer, schedule = self.optimization.build(self.net, steps, clipped=bool(self.trainer.gradient_clip_val))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _score(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, label_smoothing: float = 0.0) -> Tensor:
+    def _score(self, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores (N, num_classes), the class each image is (of a mixed one, that it shows most of), and losses (N,)."""
         images, labels = batch
         scores = self(images)
         losses = F.cross_entropy(scores, labels, label_smoothing=label_smoothing, reduction="none")
-        # Of a mixed image, the class it shows most of.
-        target = labels.argmax(1) if labels.is_floating_point() else labels
-        metrics.update(preds=scores.detach(), target=target, value=losses.detach())
+        return scores, labels.argmax(1) if labels.is_floating_point() else labels, losses
+
+    def _update(self, metrics: MetricCollection, scores: Tensor, target: Tensor, losses: Tensor) -> None:
+        metrics.update(preds=scores, target=target, value=losses)
+
+    def _log(self, metrics: MetricCollection) -> None:
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
-        return losses.mean()

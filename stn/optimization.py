@@ -7,40 +7,47 @@ from typing import Any, Literal
 from torch import nn, optim
 
 from stn.layers import transformers
+from stn.muon import Muon
 
 
 @dataclass(frozen=True)
 class Optimization:
     """How a network is trained.
 
-    algorithm: "sgd" or "adamw". lr: the highest learning rate. schedule: "constant"; "cosine", from lr to 0; or
-    "one_cycle", up during the first `warmup` of all steps and down to 0. momentum, nesterov: of SGD. weight_decay:
-    on weights of two dimensions and more; never on biases, norms and the transformers' own last layers, for whose
-    θ 0 is no natural place. localization_lr: factor on lr for all that lies in a spatial transformer. norm_lr: factor
-    on lr for the batch norms of all else (K. Jordan 2024, section 3.4, has 64).
+    algorithm: "sgd"; "adamw"; or "muon", which is SGD with Nesterov momentum, and Muon for the filters of all
+    convolutions but the transformers' own. lr: the highest learning rate. schedule: "constant"; "cosine", from lr to
+    0; or "one_cycle", up during the first `warmup` of all steps and down to 0. momentum, nesterov: of SGD and Muon.
+    weight_decay: on weights of two dimensions and more; never on biases, norms and the transformers' own last layers,
+    for whose θ 0 is no natural place. localization_lr: factor on lr for all that lies in a spatial transformer.
+    norm_lr: factor on lr for the batch norms of all else (K. Jordan 2024, section 3.4, has 64). filter_lr: factor on lr
+    for what Muon trains. fused: SGD or AdamW as one operation on all weights.
     Raises ValueError for values out of range.
     """
 
-    algorithm: Literal["sgd", "adamw"]
+    algorithm: Literal["sgd", "adamw", "muon"]
     lr: float
     schedule: Literal["constant", "cosine", "one_cycle"]
     weight_decay: float = 0.0
     localization_lr: float = 1.0
     norm_lr: float = 1.0
+    filter_lr: float = 1.0
     momentum: float = 0.0
     nesterov: bool = False
     warmup: float = 0.2
+    fused: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be above 0, not {self.lr}")
-        for name in ("weight_decay", "localization_lr", "norm_lr"):
+        for name in ("weight_decay", "localization_lr", "norm_lr", "filter_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov=True needs a momentum above 0")
+        if self.algorithm == "muon" and not self.nesterov:
+            raise ValueError("algorithm=muon needs nesterov=True")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must lie between 0 and 1, not {self.warmup}")
 
@@ -57,27 +64,34 @@ class Optimization:
         shared = {parameter for name, parameter in every if not name.startswith(prefixes)} if modules else set()
         localization = {p for module in modules.values() for p in module.parameters()} - shared
         norms = {p for module in net.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        filters = {module.weight for module in net.modules() if isinstance(module, nn.Conv2d)} - localization
+        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
         for parameter in net.parameters():
             if parameter.requires_grad:
-                factor = self.norm_lr if parameter in norms else 1.0
+                orthogonal = self.algorithm == "muon" and parameter in filters
+                factor = self.filter_lr if orthogonal else self.norm_lr if parameter in norms else 1.0
                 if parameter in localization:
                     factor = self.localization_lr
                 decay = self.weight_decay if parameter.ndim > 1 and parameter not in heads else 0.0
-                groups.setdefault((factor, decay), []).append(parameter)
+                groups.setdefault((factor, decay, orthogonal), []).append(parameter)
         return [
-            {"params": parameters, "factor": factor, "lr": self.lr * factor, "weight_decay": decay}
-            for (factor, decay), parameters in groups.items()
+            {"params": parameters, "factor": factor, "lr": self.lr * factor, "weight_decay": decay, "orthogonal": flag}
+            for (factor, decay, flag), parameters in groups.items()
         ]
 
     def build(
-        self, net: nn.Module, steps: int, *, fused: bool = True
+        self, net: nn.Module, steps: int, *, clipped: bool = False
     ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
-        """The optimizer of `net` and its schedule over `steps` steps, to be advanced after each."""
-        groups = self.groups(net)
+        """The optimizer of `net` and its schedule over `steps` steps, to be advanced after each.
+
+        clipped: its gradients are clipped, which Lightning cannot do for a fused one under mixed precision.
+        """
+        groups, fused = self.groups(net), self.fused and not clipped
         optimizer: optim.Optimizer
         if self.algorithm == "sgd":
             optimizer = optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)
+        elif self.algorithm == "muon":
+            optimizer = Muon(groups, lr=self.lr, momentum=self.momentum)
         else:
             optimizer = optim.AdamW(groups, lr=self.lr, fused=fused)
         if self.schedule == "one_cycle":
