@@ -67,7 +67,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "CASES", cases)
     for module in (train, accuracy):
         monkeypatch.setattr(module, "WORKERS", (0,))
-    monkeypatch.setattr(train, "TUTORIAL_IMAGES", 40)
+        monkeypatch.setattr(module, "TUTORIAL_IMAGES", 40)
     monkeypatch.setattr(data, "IMAGES", 500)
     monkeypatch.setattr(scaling, "GROWN", {"batch": (2, 4), "transformers": (0, 1)})
     monkeypatch.setattr(scaling, "START", scaling.Setting(batch=4, images=16))

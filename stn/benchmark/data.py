@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import transforms
 
 from stn.benchmark.timing import interleaved, ratio
-from stn.benchmark.train import CASES, accelerator, bare_loop, composed, training_batches
+from stn.benchmark.train import CASES, accelerator, bare_loop, composed, settings, training_batches
 from stn.data.batches import Augmentation, Batches
 from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
 from stn.train import keep_freed_memory
@@ -37,7 +37,8 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
     }
     yield row("torchvision, one by one, in one process", interleaved(arms, rounds, device), IMAGES, ONE_BY_ONE)
     for name, case in CASES.items():
-        with composed([*case, f"trainer.accelerator={accelerator(device)}", *overrides]) as config:
+        made = [*settings(case, overrides), f"trainer.accelerator={accelerator(device)}", *overrides]
+        with composed(made) as config:
             batches = training_batches(config, device)
             arms = {"batches": partial(drain, batches), "epoch": bare_loop(config, device)}
             count = len(batches) * batches.batch_size

@@ -1,6 +1,7 @@
 """Every warp of a batch of images, forward and backward for θ, beside its peer in PyTorch or kornia."""
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -37,6 +38,8 @@ def measure(rounds: int, device: torch.device, _: list[str]) -> Iterator[dict[st
     The peer "copy" moves the bytes of four images: what is read and written, forward and backward, by a sampler that
     touches each pixel once. Its ratio is the share of the memory's bandwidth that is reached.
     """
+    if not find_spec("kornia"):  # a reference of the tests, not something the layer needs
+        print("kornia is not installed: nothing is measured beside it")
     for shape in SIZES:
         images = torch.rand(shape, device=device)
         for family in FAMILIES:
@@ -85,7 +88,7 @@ def peers(warp: layers.Warp, images: Tensor) -> dict[str, tuple[Callable[[Tensor
         found["F.affine_grid + F.grid_sample"] = affine_grid, theta.view(-1, 2, 3)
     try:
         import kornia.geometry.transform as kornia
-    except ImportError:  # a reference of the tests, not something the layer needs
+    except ImportError:
         return found
 
     def thin_plate_spline(moved: Tensor) -> Tensor:

@@ -12,7 +12,13 @@ import torch
 from matplotlib.axes import Axes
 
 from stn.benchmark.timing import timed
+from stn.benchmark.train import PRECISIONS, train_step
 from stn.config import fastest_precision
+from stn.data.batches import Augmentation, Batches
+from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
+from stn.layers import ConvLocalization, SpatialTransformer
+from stn.networks import ConvNet
+from stn.train import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,6 @@ def alone(setting: Setting, rounds: int, device: torch.device) -> tuple[float, f
 
 def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, float]:
     """Trains the setting: median images a second over `rounds` stretches of steps, and the process's peak in MiB."""
-    from stn.data.batches import Augmentation, Batches
-    from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
-    from stn.layers import ConvLocalization, SpatialTransformer
-    from stn.networks import ConvNet
-    from stn.train import keep_freed_memory
-
     keep_freed_memory()
     setting, device = Setting(**values), torch.device(where)
     images = torch.randint(0, 256, (setting.images, 3, setting.size, setting.size), dtype=torch.uint8, device=device)
@@ -77,7 +77,7 @@ def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, flo
     net = torch.nn.Sequential(*layers, ConvNet(image_size=setting.size)).to(device)
     net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
-    low = fastest_precision(device.type) == "bf16-mixed"
+    dtype = PRECISIONS[fastest_precision(device.type)]
     # As many images each time, at least two batches, whatever the batch: what is left of the data is another epoch's.
     stretch = max(2, 2048 // setting.batch)
 
@@ -91,11 +91,7 @@ def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, flo
     def steps() -> None:
         for _ in range(stretch):
             image, label = next(endless)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-                scores = net(image)
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(scores.float(), label).backward()
-            optimizer.step()
+            train_step(net, optimizer, image.contiguous(memory_format=torch.channels_last), label, dtype)
 
     if rounds:
         seconds = [timed(steps, 1, device) for _ in range(rounds + 1)][1:]

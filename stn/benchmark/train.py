@@ -9,7 +9,6 @@ from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
@@ -17,24 +16,28 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from matplotlib.axes import Axes
 from omegaconf import DictConfig, open_dict
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 from stn import config as configs
 from stn.benchmark.timing import ratio, synchronize
+from stn.benchmark.tutorial import tutorials
 from stn.data.batches import Batches
 from stn.train import build, build_classifier, keep_freed_memory, train
 
-# The network of the second published system as that trained it, and the default; on images that the program makes.
+# The network of the second published system as that trained it, the default, and fast94, whose images grow no more;
+# on images that the program makes.
 CASES = {
     "LeNet-5 STN": ["experiment=eva7_nemani", "data=shapes", "data.train_images=6400", "data.test_images=1000"],
     "default": [
         *["data=shapes", "data.train_images=3072", "data.test_images=100", "data.val_fraction=0.01"],
         *["data.flip=true", "data.shift=4", "data.cutout=8", "data.cutmix=0.5"],
     ],
+    "fast94": [
+        *["experiment=fast94", "~callbacks.resizing", "data=shapes", "data.train_images=6400", "data.test_images=100"],
+        "data.flip=true",
+    ],
 }
 STOPWATCH = "+callbacks.stopwatch._target_=stn.benchmark.train.Stopwatch"
+PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 WORKERS = (0, 2, 4)
 TUTORIAL_IMAGES = 3200
 
@@ -74,18 +77,20 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
     """A row for each network and arm: images a second, and how many times as many this project's command trains."""
     keep_freed_memory()  # for all arms alike
     for name, case in CASES.items():
-        made = [STOPWATCH, "trainer.max_epochs=1", f"trainer.accelerator={accelerator(device)}"]
-        with composed([*case, *made, *overrides, "model/placement=none"]) as config:
+        made = [*settings(case, overrides), STOPWATCH, "trainer.max_epochs=1"]
+        made += [f"trainer.accelerator={accelerator(device)}", *overrides]
+        with composed([*made, "model/placement=none"]) as config:
             without = bare_loop(config, device)
-        with composed([*case, *made, *overrides]) as config:
+        with composed(made) as config, contextlib.ExitStack() as processes:
             arms: dict[str, Callable[[], float]] = {
                 "stn.train": partial(command, config),
                 "bare loop": bare_loop(config, device),
                 "bare loop, no transformer": without,
             }
-            if name != "default":
+            if name == "LeNet-5 STN":
                 for workers in WORKERS:
-                    arms[f"tutorial's loop, {workers} workers"] = tutorial(config, workers, device)
+                    loop = processes.enter_context(tutorials(config, TUTORIAL_IMAGES, workers, device))
+                    arms[f"tutorial's loop, {workers} workers"] = loop
             speeds: dict[str, list[float]] = {arm: [] for arm in arms}
             for turn in range(rounds + 1):
                 for arm, images_a_second in arms.items():
@@ -101,6 +106,12 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
                 "stn / arm": times,
                 "quartiles": [low, high],
             }
+
+
+def settings(case: list[str], overrides: list[str]) -> list[str]:
+    """What a case sets; nothing of the data, where the overrides name other data."""
+    others = any(override.startswith("data=") for override in overrides)
+    return [setting for setting in case if not (others and setting.startswith("data"))]
 
 
 @contextlib.contextmanager
@@ -134,27 +145,45 @@ def command(config: DictConfig) -> float:
 
 def bare_loop(config: DictConfig, device: torch.device) -> Callable[[], float]:
     """The same network, precision, optimizer and batches in the shortest loop that trains."""
+    precision = str(config.trainer.precision)
+    if precision not in PRECISIONS:
+        raise configs.ConfigError(f"the bare loop trains in {' or '.join(PRECISIONS)}, not {precision}")
     batches = training_batches(config, device)
-    net = build_classifier(config).net.to(device).train()
+    classifier = build_classifier(config)
+    net = classifier.net.to(device).train()
+    if config.compile:
+        net.compile(mode=config.compile)
     optimizer, schedule = build(config.optimizer, "optimizer").build(net, 1_000_000)
-    low = str(config.trainer.precision).startswith("bf16")
 
     def epoch() -> float:
         synchronize(device)
         started, images = time.perf_counter(), 0
         for image, label in batches:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-                scores = net(image.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(scores.float(), label, label_smoothing=config.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            image = image.contiguous(memory_format=classifier.memory_format)
+            train_step(net, optimizer, image, label, PRECISIONS[precision], config.label_smoothing)
             schedule.step()
             images += len(image)
         synchronize(device)
         return images / (time.perf_counter() - started)
 
     return epoch
+
+
+def train_step(
+    net: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    dtype: torch.dtype,
+    label_smoothing: float = 0.0,
+) -> None:
+    """Forward, backward and a step of the optimizer; `dtype` is autocast's, or float32 for none."""
+    with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        scores = net(images)
+    loss = F.cross_entropy(scores.float(), labels, label_smoothing=label_smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def training_batches(config: DictConfig, device: torch.device) -> Batches:
@@ -165,45 +194,6 @@ def training_batches(config: DictConfig, device: torch.device) -> Batches:
     batches.images, batches.labels = batches.images.to(device), batches.labels.to(device)
     batches.mean, batches.std = batches.mean.to(device), batches.std.to(device)
     return batches
-
-
-class OneByOne(Dataset):
-    """Images as torchvision's CIFAR10 gives them: each a PIL image, then transformed."""
-
-    def __init__(self, images: np.ndarray, labels: list[int], transform: Callable[[Image.Image], torch.Tensor]) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
-
-
-def tutorial(config: DictConfig, workers: int, device: torch.device) -> Callable[[], float]:
-    """The loop of PyTorch's spatial transformer tutorial on colour images: float32, a DataLoader, SGD."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (TUTORIAL_IMAGES, 32, 32, 3), dtype=np.uint8)
-    prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
-    data = OneByOne(images, rng.integers(0, 10, TUTORIAL_IMAGES).tolist(), prepare)
-    loader = DataLoader(
-        data, batch_size=config.data.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
-    )
-    net = build_classifier(config).net.to(device).to(memory_format=torch.contiguous_format).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-
-    def epoch() -> float:
-        started = time.perf_counter()
-        for image, label in loader:
-            image, label = image.to(device), label.to(device)
-            optimizer.zero_grad()
-            loss = F.nll_loss(F.log_softmax(net(image), dim=1), label)
-            loss.backward()
-            optimizer.step()
-        synchronize(device)
-        return TUTORIAL_IMAGES / (time.perf_counter() - started)
-
-    return epoch
 
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
