@@ -61,6 +61,25 @@ def test_compiling_without_a_compiler(command: Command, monkeypatch: pytest.Monk
     refused(command(*TINY, "compile=default"), "compile=default needs a C++ compiler", "leave compile=null")
 
 
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (
+            "model=convnet_small ~model.classifier.convolutions",
+            "this model takes images of 32 pixels alone, not of 20; choose model=wide",
+        ),
+        ("model/placement=features", "callbacks.resizing needs a transformer on the input"),
+        ("callbacks.resizing.start=32", "images of more than start=32 pixels, not 32"),
+        ("callbacks.resizing.start=18", "start must be a multiple of 4, not 18"),
+        ("callbacks.resizing.until=0", "until must lie in (0, 1], not 0"),
+    ],
+)
+def test_small_images_where_they_do_not_go(choice: str, said: str, command: Command) -> None:
+    tiny = [value for value in TINY if not value.startswith("model")]
+    found = command("experiment=fast94", *tiny, *choice.split())
+    refused(found, said)
+
+
 def test_no_network_and_no_data(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy"):  # a port where nobody answers: the same on every machine
         monkeypatch.setenv(name, "http://127.0.0.1:9")

@@ -2,8 +2,9 @@
 
 from stn.callbacks.history import History
 from stn.callbacks.network_summary import NetworkSummary
+from stn.callbacks.progressive_resizing import ProgressiveResizing
 from stn.callbacks.theta_monitor import ThetaMonitor
 from stn.callbacks.warp_gallery import WarpGallery
 from stn.callbacks.weight_average import WeightAverage
 
-__all__ = ["History", "NetworkSummary", "ThetaMonitor", "WarpGallery", "WeightAverage"]
+__all__ = ["History", "NetworkSummary", "ProgressiveResizing", "ThetaMonitor", "WarpGallery", "WeightAverage"]

@@ -13,7 +13,7 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from stn.callbacks import History, NetworkSummary, ThetaMonitor, WarpGallery, WeightAverage
+from stn.callbacks import History, NetworkSummary, ProgressiveResizing, ThetaMonitor, WarpGallery, WeightAverage
 from stn.callbacks.theta_monitor import astray, moments, summarize
 from stn.callbacks.warp_gallery import GAP, MARGIN, SIDE, TOP, draw, spread_over_classes, square_outline
 from stn.classifier import Classifier
@@ -167,6 +167,31 @@ def test_the_averaged_weights_are_validated_kept_and_tested(tmp_path: Path) -> N
     name = "net.classifier.0.0.weight"
     assert not torch.allclose(average[name], current[name])
     torch.testing.assert_close(classifier.state_dict()[name], average[name])
+
+
+def test_images_grow_in_training_and_are_whole_outside_it() -> None:
+    sides: dict[str, list[int]] = {"train": [], "val": []}
+    data = ShapesDataModule(train_images=60, test_images=20, batch_size=30, val_fraction=0.5)
+    wide = {"_target_": "stn.networks.WideConvNet", "widths": [4], "convolutions": [1]}
+    classifier = Classifier(MODEL | {"classifier": wide}, OPTIMIZER, num_classes=10)
+    classifier.net.get_submodule("classifier").register_forward_pre_hook(
+        lambda module, inputs: sides["train" if module.training else "val"].append(inputs[0].shape[2])
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=6,
+        callbacks=[ProgressiveResizing(start=20, until=0.5)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(classifier, datamodule=data)
+    trainer.test(classifier, datamodule=data, verbose=False)
+    assert sides["train"] == [20, 24, 28, 32, 32, 32]
+    # What the network makes of small images is tried once; a batch is 30 images, those of the test set 20.
+    assert sides["val"] == [20, *[32] * 7]
 
 
 def test_mirror_images_do_not_count_in_the_pose_error(tmp_path: Path, events: EventAccumulator) -> None:
