@@ -1,4 +1,5 @@
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stn.data import ImageFolderDataModule
+from stn.data import ImageFolderDataModule, image_folder
+from stn.data.image_folder import decode
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:
@@ -50,9 +52,10 @@ def test_gray_images_subfolders_and_other_files(root: Path) -> None:
 
 def test_what_was_decoded_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = data(root).read(train=True)
-    decoded: list[Path] = []
-    decode = ImageFolderDataModule._decode
-    monkeypatch.setattr(ImageFolderDataModule, "_decode", lambda self, path: decoded.append(path) or decode(self, path))
+    decoded: list[str] = []
+    # What another process decodes is not seen here.
+    monkeypatch.setattr(image_folder, "decoders", lambda: ThreadPoolExecutor(2))
+    monkeypatch.setattr(image_folder, "decode", lambda side, path: decoded.append(path) or decode(side, path))
     again = data(root).read(train=True)
     assert not decoded and torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
     write(root / "train" / "ant" / "03.png", 250)
