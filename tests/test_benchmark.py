@@ -146,6 +146,20 @@ def test_what_cannot_be_measured_is_named(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("small")
+def test_a_precision_that_the_bare_loop_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, tmp_path, "train", "trainer.precision=bf16-true") == 2
+    assert "the bare loop trains in 32-true or bf16-mixed, not bf16-true" in capsys.readouterr().err
+
+
+def test_a_case_leaves_the_data_to_whoever_names_it() -> None:
+    case = ["experiment=eva7_nemani", "data=shapes", "data.train_images=60"]
+    assert train.settings(case, ["data=image_folder", "data.root=here"]) == ["experiment=eva7_nemani"]
+    assert train.settings(case, ["data.train_images=80"]) == case
+
+
 def test_a_setting_that_cannot_be_meant_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,13 @@ def test_algorithm(algorithm: str, kind: type) -> None:
         assert all(group["momentum"] == 0.9 and group["nesterov"] for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
+def test_fused_unless_told_otherwise_or_clipped(algorithm: str) -> None:
+    for changes, clipped, expected in (({}, False, True), ({"fused": False}, False, False), ({}, True, False)):
+        optimizer, _ = make(algorithm=algorithm, **changes).build(network(), steps=2, clipped=clipped)
+        assert optimizer.defaults["fused"] is expected
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -86,6 +93,8 @@ def test_algorithm(algorithm: str, kind: type) -> None:
         ({"norm_lr": -0.5}, "norm_lr must not be negative, not -0.5"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
         ({"nesterov": True}, "nesterov=True needs a momentum above 0"),
+        ({"filter_lr": -0.5}, "filter_lr must not be negative, not -0.5"),
+        ({"algorithm": "muon"}, "algorithm=muon needs nesterov=True"),
         ({"warmup": 0.0}, "warmup must lie between 0 and 1, not 0.0"),
     ],
 )
