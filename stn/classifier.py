@@ -51,7 +51,7 @@ class Classifier(pl.LightningModule):
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.scored: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.scored: list[tuple[Tensor, Tensor, Tensor]] = []  # a step's classes, targets, losses; not yet in metrics
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, num_classes) of normalized images (N, C, H, W), in float32."""
@@ -69,17 +69,23 @@ class Classifier(pl.LightningModule):
                 # The same images for every process, spread over the set.
                 module.fit(batches.normalize(batches.images[:: -(-len(batches.images) // 1000)]))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        if batch_idx == 0:  # computed when the epoch ends
-            self.scored.clear()
-            self._log(self.train_metrics)
+    def on_train_epoch_start(self) -> None:
+        self.scored.clear()  # what an interrupted run left
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         scores, target, losses = self._score(batch, self.label_smoothing)
-        self.scored.append((scores.detach(), target, losses.detach()))
-        # Metrics are many small operations, a tenth of a small network's step: those of some steps are done at once.
-        if len(self.scored) == SCORED_AT_ONCE or batch_idx + 1 == self.trainer.num_training_batches:
-            self._update(self.train_metrics, *map(torch.cat, zip(*self.scored, strict=True)))
-            self.scored.clear()
+        # The classes, not the scores, which a CUDA graph overwrites in the next step.
+        self.scored.append((scores.argmax(1), target, losses.detach()))
         return losses.mean()
+
+    def on_train_batch_end(self, *step: Any) -> None:
+        trainer = self.trainer
+        ends = trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps
+        # Metrics are many small operations, a tenth of a small network's step: those of some steps are done at once.
+        if ends or len(self.scored) == SCORED_AT_ONCE:
+            self._update(self.train_metrics, *map(torch.cat, zip(*self.scored, strict=True)))
+            self._log(self.train_metrics)
+            self.scored.clear()
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         self._update(self.val_metrics, *self._score(batch))

@@ -1,12 +1,11 @@
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from stn.classifier import Classifier
 from stn.data import ShapesDataModule
@@ -53,25 +52,32 @@ def test_metrics_are_those_of_the_whole_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 50])
+@pytest.mark.parametrize("steps", [6, 5], ids=["whole epochs", "ended within the second"])
 def test_training_metrics_are_those_of_every_step_of_their_epoch(
-    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stn.classifier.SCORED_AT_ONCE", at_once)
-    losses: list[float] = []
-    epochs: list[tuple[float, float]] = []
+    module, data = classifier(), shapes()
+    scores: list[Tensor] = []
+    module.net.register_forward_hook(lambda net, images, out: scores.append(out.detach()) if net.training else None)
+    found: list[tuple[float, float]] = []
+    epochs: list[tuple[dict[str, Tensor], list[tuple[float, float]]]] = []
 
-    class Losses(pl.Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
-            losses.append(batch[0]["loss"].item())
+    class Steps(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *step: Any) -> None:
+            outputs, (_, labels), _ = step
+            found.append(((scores[-1].argmax(1) == labels).float().mean().item(), outputs["loss"].item()))
 
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            epochs.append((trainer.callback_metrics["train/loss"].item(), sum(losses) / len(losses)))
-            losses.clear()
+            epochs.append((dict(trainer.callback_metrics), list(found)))
+            found.clear()
 
-    trainer(tmp_path, callbacks=[Losses()], max_epochs=2).fit(classifier(), datamodule=shapes())
-    assert len(epochs) == 2
-    for logged, expected in epochs:
-        assert logged == pytest.approx(expected, rel=1e-5)
+    trainer(tmp_path, callbacks=[Steps()], max_epochs=2, max_steps=steps).fit(module, datamodule=data)
+    assert [len(found) for _, found in epochs] == [3, steps - 3]
+    for metrics, of_steps in epochs:
+        accuracies, losses = zip(*of_steps, strict=True)
+        assert metrics["train/accuracy"].item() == pytest.approx(sum(accuracies) / len(accuracies), rel=1e-5)
+        assert metrics["train/loss"].item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_a_checkpoint_loads_with_weights_only_and_scores_alike(tmp_path: Path) -> None:
@@ -93,10 +99,9 @@ def test_label_smoothing_is_for_training_alone() -> None:
     for smoothing in (0.0, 0.2):
         module = classifier(label_smoothing=smoothing)
         module.log_dict = lambda *args, **options: None  # type: ignore[assignment,method-assign]
-        module.trainer = SimpleNamespace(num_training_batches=1)  # type: ignore[assignment]
         scores = module(images)
         expected = F.cross_entropy(scores, labels, label_smoothing=smoothing)
-        torch.testing.assert_close(module.training_step((images, labels), 0), expected)
+        torch.testing.assert_close(module.training_step((images, labels)), expected)
         module.validation_step((images, labels))
         found.append(module.val_metrics.compute()["val/loss"])
     torch.testing.assert_close(found[0], found[1])
