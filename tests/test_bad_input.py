@@ -66,11 +66,13 @@ def test_compiling_without_a_compiler(command: Command, monkeypatch: pytest.Monk
     [
         (
             "model=convnet_small ~model.classifier.convolutions",
-            "this model takes images of 32 pixels alone, not of 20; choose model=wide",
+            "callbacks.resizing.start=20: this model takes no images so small; choose a larger start or model=wide",
         ),
-        ("model/placement=features", "callbacks.resizing needs a transformer on the input"),
-        ("callbacks.resizing.start=32", "images of more than start=32 pixels, not 32"),
-        ("callbacks.resizing.start=18", "start must be a multiple of 4, not 18"),
+        ("model/placement=features", "callbacks.resizing needs a transformer on the input whose output_size is unset"),
+        ("+model.transformer.output_size=[24,24]", "output_size is unset; or leave it out by ~callbacks.resizing"),
+        ("callbacks.resizing.start=32", "callbacks.resizing.start=32 must be less than the images' 32 pixels"),
+        ("callbacks.resizing.start=18", "start must be a multiple of 4 above 0, not 18"),
+        ("callbacks.resizing.start=4", "callbacks.resizing.start=4: this model takes no images so small"),
         ("callbacks.resizing.until=0", "until must lie in (0, 1], not 0"),
     ],
 )

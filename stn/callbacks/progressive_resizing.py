@@ -18,7 +18,7 @@ class ProgressiveResizing(pl.Callback):
 
     def __init__(self, start: int = 20, until: float = 0.5) -> None:
         if start < 4 or start % 4:
-            raise ValueError(f"start must be a multiple of 4, not {start}")
+            raise ValueError(f"start must be a multiple of 4 above 0, not {start}")
         if not 0 < until <= 1:
             raise ValueError(f"until must lie in (0, 1], not {until}")
         self.start, self.until = start, until
@@ -29,26 +29,34 @@ class ProgressiveResizing(pl.Callback):
         self.readers = [part for part in (first, *first.children()) if isinstance(part, SpatialTransformer)]
         images = trainer.datamodule.val_dataloader().normalize(trainer.datamodule.images["val"][:2])  # type: ignore[attr-defined]
         self.full = images.shape[2]
-        if not self.readers or self.full <= self.start:
+        without = "leave it out by ~callbacks.resizing"
+        if not self.readers or any(reader.output_size for reader in self.readers):
             raise ConfigError(
-                f"callbacks.resizing needs a transformer on the input and images of more than start={self.start} "
-                f"pixels, not {self.full}: leave it out by ~callbacks.resizing"
+                f"callbacks.resizing needs a transformer on the input whose output_size is unset; or {without}"
+            )
+        if self.full <= self.start:
+            raise ConfigError(
+                f"callbacks.resizing.start={self.start} must be less than the images' {self.full} pixels; or {without}"
             )
         self._read(self.start)
+        precision = trainer.precision_plugin
         try:
-            with torch.no_grad():
-                net.eval()(images)
+            # Once, and in no shape that training compiles for.
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), precision.forward_context():
+                net.eval()(precision.convert_input(images))
         except RuntimeError as error:
             raise ConfigError(
-                f"callbacks.resizing: this model takes images of {self.full} pixels alone, not of {self.start}; "
-                "choose model=wide, or leave it out by ~callbacks.resizing"
+                f"callbacks.resizing.start={self.start}: this model takes no images so small; choose a larger start or "
+                f"model=wide, or {without}"
             ) from error
         net.train()
+        self._read(self.full)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
         assert trainer.max_epochs is not None
-        done = min(1.0, trainer.current_epoch / (self.until * trainer.max_epochs))
-        self._read(self.start + round((self.full - self.start) * done / 4) * 4 if done < 1 else self.full)
+        done = trainer.current_epoch / (self.until * trainer.max_epochs)
+        side = self.start + round((self.full - self.start) * done / 4) * 4
+        self._read(side if done < 1 and side < self.full else self.full)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._read(self.full)
@@ -57,5 +65,5 @@ class ProgressiveResizing(pl.Callback):
         self._read(self.full)
 
     def _read(self, side: int) -> None:
-        for transformer in self.readers:
-            transformer.output_size = (side, side)
+        for reader in self.readers:
+            reader.output_size = (side, side) if side < self.full else None

@@ -169,8 +169,15 @@ def test_the_averaged_weights_are_validated_kept_and_tested(tmp_path: Path) -> N
     torch.testing.assert_close(classifier.state_dict()[name], average[name])
 
 
-def test_images_grow_in_training_and_are_whole_outside_it() -> None:
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_images_grow_in_training_and_are_whole_outside_it(precision: Any) -> None:
     sides: dict[str, list[int]] = {"train": [], "val": []}
+    before: list[object] = []
+
+    class Later(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            before.append(pl_module.get_submodule("net.transformer").output_size)
+
     data = ShapesDataModule(train_images=60, test_images=20, batch_size=30, val_fraction=0.5)
     wide = {"_target_": "stn.networks.WideConvNet", "widths": [4], "convolutions": [1]}
     classifier = Classifier(MODEL | {"classifier": wide}, OPTIMIZER, num_classes=10)
@@ -180,7 +187,8 @@ def test_images_grow_in_training_and_are_whole_outside_it() -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=6,
-        callbacks=[ProgressiveResizing(start=20, until=0.5)],
+        callbacks=[ProgressiveResizing(start=20, until=0.5), Later()],
+        precision=precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -192,6 +200,7 @@ def test_images_grow_in_training_and_are_whole_outside_it() -> None:
     assert sides["train"] == [20, 24, 28, 32, 32, 32]
     # What the network makes of small images is tried once; a batch is 30 images, those of the test set 20.
     assert sides["val"] == [20, *[32] * 7]
+    assert before == [None]  # what the summary shows
 
 
 def test_mirror_images_do_not_count_in_the_pose_error(tmp_path: Path, events: EventAccumulator) -> None:
