@@ -20,7 +20,7 @@ class Optimization:
     weight_decay: on weights of two dimensions and more; never on biases, norms and the transformers' own last layers,
     for whose θ 0 is no natural place. localization_lr: factor on lr for all that lies in a spatial transformer.
     norm_lr: factor on lr for the batch norms of all else (K. Jordan 2024, section 3.4, has 64). filter_lr: factor on lr
-    for what Muon trains. fused: SGD or AdamW as one operation on all weights.
+    for what Muon trains, which does not decay. fused: SGD or AdamW as one operation on all weights.
     Raises ValueError for values out of range.
     """
 
@@ -48,6 +48,8 @@ class Optimization:
             raise ValueError("nesterov=True needs a momentum above 0")
         if self.algorithm == "muon" and not self.nesterov:
             raise ValueError("algorithm=muon needs nesterov=True")
+        if self.algorithm != "muon" and self.filter_lr != 1:
+            raise ValueError(f"filter_lr={self.filter_lr} is for algorithm=muon, not {self.algorithm}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must lie between 0 and 1, not {self.warmup}")
 
@@ -72,21 +74,26 @@ class Optimization:
                 factor = self.filter_lr if orthogonal else self.norm_lr if parameter in norms else 1.0
                 if parameter in localization:
                     factor = self.localization_lr
-                decay = self.weight_decay if parameter.ndim > 1 and parameter not in heads else 0.0
+                decays = parameter.ndim > 1 and parameter not in heads and not orthogonal
+                decay = self.weight_decay if decays else 0.0
                 groups.setdefault((factor, decay, orthogonal), []).append(parameter)
         return [
             {"params": parameters, "factor": factor, "lr": self.lr * factor, "weight_decay": decay, "orthogonal": flag}
             for (factor, decay, flag), parameters in groups.items()
         ]
 
+    def is_fused(self, clipped: bool) -> bool:
+        """Whether the optimizer is one operation: not where `clipped`, which Lightning cannot do for a fused one."""
+        return self.fused and self.algorithm != "muon" and not clipped
+
     def build(
         self, net: nn.Module, steps: int, *, clipped: bool = False
     ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
         """The optimizer of `net` and its schedule over `steps` steps, to be advanced after each.
 
-        clipped: its gradients are clipped, which Lightning cannot do for a fused one under mixed precision.
+        clipped: its gradients are clipped.
         """
-        groups, fused = self.groups(net), self.fused and not clipped
+        groups, fused = self.groups(net), self.is_fused(clipped)
         optimizer: optim.Optimizer
         if self.algorithm == "sgd":
             optimizer = optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=fused)

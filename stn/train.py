@@ -85,9 +85,9 @@ def train(config: DictConfig) -> int:
         how = f"{trainer.precision} on {device}, {torch.get_num_threads()} threads"
         how += ", channels-last" if config.channels_last else ""
         how += f", compiled ({config.compile})" if config.compile else ", not compiled"
-        fused = config.optimizer.get("fused") and config.optimizer.algorithm != "muon"
-        fused = fused and not config.trainer.gradient_clip_val
-        how += f", {config.optimizer.algorithm}{' fused' if fused else ''}"
+        optimization = classifier.optimization
+        fused = optimization.is_fused(bool(trainer.gradient_clip_val))
+        how += f", {optimization.algorithm}{' fused' if fused else ''}"
         if device.type == "cuda":
             how += f", float32 products in {config.matmul_precision} precision"
         if torch.are_deterministic_algorithms_enabled():

@@ -52,7 +52,7 @@ def test_every_choice_composes_and_fits_the_code(choice: str, composed: Compose,
 )
 def test_every_choice_trains(choice: str, composed: Compose, tmp_path: Path) -> None:
     small = [value for value in TINY if value.partition("=")[0] != choice.partition("=")[0]]
-    if choice.startswith("experiment"):
+    if choice.startswith("experiment") or choice == "callbacks=growing":  # which needs a network for any size
         small = [value for value in small if not value.startswith("model=")]
     assert train(composed(*small, choice, "trainer.max_epochs=1")) == 0
     assert (tmp_path / "run" / "metrics.json").is_file()

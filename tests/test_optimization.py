@@ -20,9 +20,11 @@ def make(**changes: Any) -> Optimization:
     return Optimization(**{"algorithm": "sgd", "lr": 0.1, "schedule": "constant"} | changes)
 
 
-def test_each_parameter_is_in_the_group_it_belongs_to() -> None:
+@pytest.mark.parametrize("algorithm", ["sgd", "muon"])
+def test_each_parameter_is_in_the_group_it_belongs_to(algorithm: str) -> None:
     net = network()
-    groups = make(weight_decay=0.5, localization_lr=0.01, norm_lr=8.0).groups(net)
+    settings = {"algorithm": algorithm, "momentum": 0.9, "nesterov": True}
+    groups = make(weight_decay=0.5, localization_lr=0.01, norm_lr=8.0, **settings).groups(net)
     found = {
         name: (group["lr"], group["weight_decay"])
         for group in groups
@@ -32,6 +34,7 @@ def test_each_parameter_is_in_the_group_it_belongs_to() -> None:
     assert len(found) == sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
     for name, (lr, decay) in found.items():
         decayed = name.endswith(".weight") and "head" not in name and name != "classifier.1.weight"
+        decayed &= algorithm != "muon" or name != "classifier.0.weight"  # which keep their length
         assert lr == (0.001 if name.startswith("transformer") else 0.8 if name.startswith("classifier.1") else 0.1), (
             name
         )
@@ -95,6 +98,7 @@ def test_fused_unless_told_otherwise_or_clipped(algorithm: str) -> None:
         ({"nesterov": True}, "nesterov=True needs a momentum above 0"),
         ({"filter_lr": -0.5}, "filter_lr must not be negative, not -0.5"),
         ({"algorithm": "muon"}, "algorithm=muon needs nesterov=True"),
+        ({"filter_lr": 0.5}, "filter_lr=0.5 is for algorithm=muon, not sgd"),
         ({"warmup": 0.0}, "warmup must lie between 0 and 1, not 0.0"),
     ],
 )

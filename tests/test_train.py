@@ -146,7 +146,10 @@ def test_ctrl_c_ends_in_order_and_keeps_what_there_is(tmp_path: Path) -> None:
 SMALL_WIDE = ["model=wide", "model.classifier.widths=[8,8]", "model.classifier.convolutions=[1,2]"]
 
 
-@pytest.mark.parametrize("model", [["model=convnet_small"], SMALL_WIDE], ids=["convnet", "wide"])
+FAST = ["experiment=fast94", "model.classifier.widths=[8,8,8]"]
+
+
+@pytest.mark.parametrize("model", [["model=convnet_small"], SMALL_WIDE, FAST], ids=["convnet", "wide", "fast94"])
 def test_two_processes_train_one_network(model: list[str], command: Command, tmp_path: Path) -> None:
     distributed = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
     tiny = [value for value in TINY if not value.startswith(("trainer=", "model="))]
@@ -159,6 +162,29 @@ def test_two_processes_train_one_network(model: list[str], command: Command, tmp
     # 48 training images: two batches of ten in each of two processes.
     assert metrics["images_per_second"] == pytest.approx(40 * 2 / metrics["seconds"], rel=0.01)
     assert found.stdout.count("test accuracy") == 1
+
+
+@pytest.mark.parametrize("placement", ["deep", "parallel", "shared"])
+def test_images_grow_wherever_transformers_read_them(placement: str, composed: Callable[..., DictConfig]) -> None:
+    tiny = [value for value in TINY if not value.startswith("model=")]
+    small = ["model.classifier.widths=[8,8,8]", "callbacks.resizing.until=1", "logger=none"]
+    assert train(composed("experiment=fast94", *tiny, *small, f"model/placement={placement}")) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["optimizer.fused=false"], "sgd"),
+        (["~optimizer.fused"], "sgd fused"),
+        (["+trainer.gradient_clip_val=1.0"], "sgd"),
+        (["optimizer=muon"], "muon"),
+    ],
+)
+def test_the_first_line_says_which_optimizer_it_is(
+    settings: list[str], said: str, composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(composed(*TINY, *settings, "trainer.max_epochs=1", "callbacks=none", "logger=none")) == 0
+    assert f"not compiled, {said}\n" in capsys.readouterr().out
 
 
 def test_deterministic_training_works_and_says_so(
