@@ -3,10 +3,8 @@
 import contextlib
 import hashlib
 import logging
-import multiprocessing
 import os
 import sys
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from stn.data.resident import ResidentDataModule
@@ -59,23 +58,45 @@ class ImageFolderDataModule(ResidentDataModule):
         with contextlib.suppress(OSError):
             found: Tensor = torch.load(kept, weights_only=True)
             return found
-        with decoders() as pool:
-            read = list(pool.map(partial(decode, self.image_size), paths, chunksize=100))
-        resized = sum(was_resized for _, was_resized in read)
+        read, resized = decoded(paths, self.image_size)
         if resized:
             side = self.image_size
-            log.info("%s: %d of %d images resized to %d x %d", folder, resized, len(read), side, side)
-        images = torch.from_numpy(np.stack([image for image, _ in read])).permute(0, 3, 1, 2).contiguous()
+            log.info("%s: %d of %d images resized to %d x %d", folder, resized, len(paths), side, side)
+        images = torch.from_numpy(read).permute(0, 3, 1, 2).contiguous()
         if images.nbytes < LARGEST_KEPT:
             keep(images, kept)
         return images
 
 
-def decoders() -> Executor:
-    """Processes, where they can be forked: threads would wait for each other between small images."""
-    if sys.platform == "linux":
-        return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork"))
-    return ThreadPoolExecutor(os.cpu_count())
+def decoded(paths: list[str], side: int) -> tuple[np.ndarray, int]:
+    """The images of files, uint8 (N, side, side, 3), and how many were resized; by `decode`, which may raise.
+
+    By a process for each core where they can be forked: threads would wait for each other between small images.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
+    loader: DataLoader[str] = DataLoader(
+        paths,  # type: ignore[arg-type]  # a list is a dataset: it has items and a length
+        batch_size=max(1, min(100, len(paths) // (4 * cores or 1))),
+        num_workers=cores,
+        multiprocessing_context="fork" if cores else None,
+        collate_fn=partial(decode_chunk, side),
+    )
+    parts = []
+    for part in loader:
+        if isinstance(part, ValueError):
+            raise part
+        parts.append(part)
+    images, resized = zip(*parts, strict=True)
+    return np.concatenate(images), sum(resized)
+
+
+def decode_chunk(side: int, paths: list[str]) -> tuple[np.ndarray, int] | ValueError:
+    """The images of some files, or what was wrong with one: raised, it would bring its process's traceback along."""
+    try:
+        images, resized = zip(*(decode(side, path) for path in paths), strict=True)
+    except ValueError as error:
+        return error
+    return np.stack(images), sum(resized)
 
 
 def decode(side: int, path: str) -> tuple[np.ndarray, bool]:
@@ -129,8 +150,8 @@ def class_folders(folder: Path) -> list[str]:
 
 def image_files(folder: Path) -> list[str]:
     """Image files below a class's folder, sorted. Raises ValueError when there are none."""
-    every = (f"{where}{os.sep}{name}" for where, _, names in os.walk(folder) for name in names)
-    files = sorted(path for path in every if path.lower().endswith(IMG_EXTENSIONS))
+    every = ((where, name) for where, _, names in os.walk(folder) for name in names if not name.startswith("."))
+    files = sorted(f"{where}{os.sep}{name}" for where, name in every if name.lower().endswith(IMG_EXTENSIONS))
     if not files:
         raise ValueError(f"the class folder {folder} is empty: it must hold images ({' '.join(IMG_EXTENSIONS)})")
     return files

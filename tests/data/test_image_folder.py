@@ -1,5 +1,4 @@
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import torch
 from PIL import Image
 
 from stn.data import ImageFolderDataModule, image_folder
-from stn.data.image_folder import decode
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> None:
@@ -44,6 +42,7 @@ def test_gray_images_subfolders_and_other_files(root: Path) -> None:
     write(root / "train" / "ant" / "more" / "gray.jpg", 77, mode="L")
     (root / "train" / "ant" / "notes.txt").write_text("not an image")
     (root / "train" / ".cache").mkdir()
+    (root / "train" / "ant" / "._00.png").write_text("what a Mac adds to each file")
     module = data(root)
     images, labels = module.read(train=True)
     assert len(labels) == 17 and module.classes == ["ant", "bee"]
@@ -53,9 +52,8 @@ def test_gray_images_subfolders_and_other_files(root: Path) -> None:
 def test_what_was_decoded_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = data(root).read(train=True)
     decoded: list[str] = []
-    # What another process decodes is not seen here.
-    monkeypatch.setattr(image_folder, "decoders", lambda: ThreadPoolExecutor(2))
-    monkeypatch.setattr(image_folder, "decode", lambda side, path: decoded.append(path) or decode(side, path))
+    decoding = image_folder.decoded
+    monkeypatch.setattr(image_folder, "decoded", lambda paths, side: decoded.extend(paths) or decoding(paths, side))
     again = data(root).read(train=True)
     assert not decoded and torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
     write(root / "train" / "ant" / "03.png", 250)
