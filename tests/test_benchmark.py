@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from stn.benchmark import __main__ as benchmark
 from stn.benchmark import accuracy, data, layers, scaling, train
 from stn.benchmark.timing import interleaved, ratio
+from stn.config import ConfigError
 from stn.layers import Affine, Projective, ThinPlateSpline
 
 
@@ -147,11 +149,58 @@ def test_what_cannot_be_measured_is_named(
 
 
 @pytest.mark.usefixtures("small")
-def test_a_precision_that_the_bare_loop_lacks_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("trainer.precision=bf16-true", "the bare loop trains in 32-true or bf16-mixed, not bf16-true"),
+        ("+trainer.gradient_clip_val=1.0", "the bare loop clips no gradients: leave trainer.gradient_clip_val=1.0 out"),
+    ],
+)
+def test_what_the_bare_loop_lacks_is_named(
+    setting: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, tmp_path, "train", "trainer.precision=bf16-true") == 2
-    assert "the bare loop trains in 32-true or bf16-mixed, not bf16-true" in capsys.readouterr().err
+    assert run(monkeypatch, tmp_path, "train", setting) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", train.CASES.values(), ids=train.CASES)
+def test_the_cases_are_configs(case: list[str]) -> None:
+    for setting in ("seed=1", "model/placement=none"):
+        with train.composed([*case, train.STOPWATCH, setting]) as config:
+            assert config.data.train_images > config.data.batch_size
+
+
+@pytest.mark.usefixtures("small")
+def test_each_round_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(accuracy, "run", lambda config: seeds.append(config.seed) or ([(1.0, 0.5)], 0.5))
+    list(accuracy.measure(2, torch.device("cpu"), [*SMALL[1:], "seed=5"]))
+    assert seeds == [0, 1, 0, 1]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_that_is_never_validated_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"fast67 ended before trainer\.check_val_every_n_epoch=9"):
+        list(accuracy.measure(1, torch.device("cpu"), [*SMALL[1:], "trainer.check_val_every_n_epoch=9"]))
+
+
+@pytest.mark.usefixtures("small")
+def test_epochs_without_validation_reach_no_goal() -> None:
+    every_other = ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=5"]
+    with train.composed([*SMALL, train.STOPWATCH, *every_other]) as config:
+        assert len(accuracy.run(config)[0]) == 2
+
+
+def test_an_interrupted_benchmark_keeps_what_it_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*arguments: Any) -> Iterator[dict[str, Any]]:
+        yield {"grows": "batch", "to": 32, "images/s": 7.0, "memory (MiB)": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scaling, "measure", interrupted)
+    assert run(monkeypatch, tmp_path, "scaling") == 130
+    (folder,) = tmp_path.glob("outputs/*/*-benchmark-scaling")
+    assert json.loads((folder / "scaling.json").read_text())["rows"][0]["images/s"] == 7
+    assert (folder / "scaling.png").is_file()
 
 
 def test_a_case_leaves_the_data_to_whoever_names_it() -> None:
@@ -160,9 +209,10 @@ def test_a_case_leaves_the_data_to_whoever_names_it() -> None:
     assert train.settings(case, ["data.train_images=80"]) == case
 
 
+@pytest.mark.parametrize("what", ["train", "data", "accuracy"])
 def test_a_setting_that_cannot_be_meant_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, tmp_path, "train", "data.batchsize=1") == 2
+    assert run(monkeypatch, tmp_path, what, "data.batchsize=1") == 2
     assert "data has no key 'batchsize'; did you mean 'batch_size'?" in capsys.readouterr().err
     assert not list(tmp_path.glob("outputs/*/*"))

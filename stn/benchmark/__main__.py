@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # torch is imported where something is computed: --help answers at once.
 
 BAD_INPUT = 2
+INTERRUPTED = 130  # the shell's exit code for a program ended by Ctrl-C
 BENCHMARKS = {
     "layers": "every warp, forward and backward, beside PyTorch and kornia",
     "train": "images a second beside a bare loop and the tutorial's",
@@ -32,7 +33,7 @@ TRAINING = ("train", "data", "accuracy")  # by configs
 
 
 def main() -> None:
-    """The command line: exit code 2 and one sentence for bad input."""
+    """The command line: exit code 2 and one sentence for bad input; Ctrl-C keeps what was measured."""
     parser = argparse.ArgumentParser("stn.benchmark", description="Measures speed, each beside its peer in one run.")
     parser.add_argument("what", choices=BENCHMARKS, help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
     parser.add_argument("overrides", nargs="*", help="settings of stn.train, key=value")
@@ -62,18 +63,23 @@ def main() -> None:
 
     benchmark = import_module(f"stn.benchmark.{arguments.what}")
     rows: list[dict[str, Any]] = []
+    code = 0
     try:
         for row in benchmark.measure(arguments.rounds, device, arguments.overrides):
             print(" ".join(cell(value) for value in row.values()), flush=True)
             rows.append(row)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
             raise
-        if not rows:
-            folder.rmdir()
-        sys.exit(said(sentence))
-    report(folder, arguments.what, rows, machine(device), benchmark.draw)
+        code = said(sentence)
+    if rows:
+        report(folder, arguments.what, rows, machine(device), benchmark.draw)
+    else:
+        folder.rmdir()
+    sys.exit(code)
 
 
 def said(sentence: str) -> int:

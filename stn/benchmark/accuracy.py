@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from stn.benchmark.train import CASES, STOPWATCH, TUTORIAL_IMAGES, WORKERS, Stopwatch, accelerator, composed
 from stn.benchmark.tutorial import tutorials
-from stn.train import keep_freed_memory, train
+from stn.config import ConfigError
+from stn.train import build, keep_freed_memory, train
 
 EXPERIMENTS = ("fast67", "fast94")
 GOALS = (0.60, 0.67, 0.90, 0.94)
@@ -25,14 +26,15 @@ EPOCHS, IMAGES = 50, 50_000  # of the published systems
 def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each experiment and goal: the mean seconds to it over `rounds` seeds, as scored on the validation set.
 
-    And how many times as long the tutorial's loop needs for its 50 epochs, at the speed it has here with the best
-    number of workers. "the end" is the whole run, with the test accuracy of its best epoch. `overrides` name the data.
+    From the first step on: start-up and test are not counted. And how many times as long the tutorial's loop needs for
+    its 50 epochs, at the speed it has here with the best number of workers. "the end" is that of the last epoch, with
+    the test accuracy of the best. `overrides` name the data.
     """
     keep_freed_memory()
     made = [f"trainer.accelerator={accelerator(device)}", STOPWATCH, *overrides]
     for experiment in EXPERIMENTS:  # what is wrong is said before anything is timed
-        with composed([f"experiment={experiment}", *made]):
-            pass
+        with composed([f"experiment={experiment}", *made]) as config:
+            build(config.data, "data").setup()
     with composed([*CASES["LeNet-5 STN"], f"trainer.accelerator={accelerator(device)}"]) as config:
         speed = 0.0
         for workers in WORKERS:
@@ -44,8 +46,11 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
         seconds: dict[float, list[float]] = {goal: [] for goal in GOALS}
         scores, whole = [], []
         for seed in range(rounds):
-            with composed([f"experiment={experiment}", f"seed={seed}", *made]) as config:
+            with composed([f"experiment={experiment}", *made, f"seed={seed}"]) as config:
                 epochs, score = run(config)
+            if not epochs:
+                every = config.trainer.check_val_every_n_epoch
+                raise ConfigError(f"{experiment} ended before trainer.check_val_every_n_epoch={every}: choose fewer")
             scores.append(score)
             whole.append(epochs[-1][0])
             for goal in GOALS:

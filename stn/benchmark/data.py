@@ -30,15 +30,21 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
     they are a part of: the inverse is their share.
     """
     keep_freed_memory()  # for all arms alike
+    made = {
+        name: [*settings(case, overrides), f"trainer.accelerator={accelerator(device)}", *overrides]
+        for name, case in CASES.items()
+    }
+    for composition in made.values():  # what is wrong is said before anything is timed
+        with composed(composition):
+            pass
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
     arms: dict[str, Callable[[], object]] = {
         "batches": partial(drain, batched(images, device)),
         "one by one": one_by_one(images),
     }
     yield row("torchvision, one by one, in one process", interleaved(arms, rounds, device), IMAGES, ONE_BY_ONE)
-    for name, case in CASES.items():
-        made = [*settings(case, overrides), f"trainer.accelerator={accelerator(device)}", *overrides]
-        with composed(made) as config:
+    for name, composition in made.items():
+        with composed(composition) as config:
             batches = training_batches(config, device)
             arms = {"batches": partial(drain, batches), "epoch": bare_loop(config, device)}
             count = len(batches) * batches.batch_size

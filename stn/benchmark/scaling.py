@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 
 from stn.benchmark.timing import timed
 from stn.benchmark.train import PRECISIONS, train_step
@@ -105,11 +106,20 @@ def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, flo
 
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
-    """The time an image takes as a multiple of the smallest setting's, against the growth."""
-    for name in GROWN:
+    """The time an image takes (solid) and the memory (dashed), each in terms of the smallest setting's."""
+    for number, name in enumerate(GROWN):
         found = [row for row in rows if row["grows"] == name and row["to"]]
+        if not found:  # ended before
+            continue
         growth = [row["to"] / found[0]["to"] for row in found]
-        axes.plot(growth, [found[0]["images/s"] / row["images/s"] for row in found], marker="o", label=f"time: {name}")
-    axes.set(xscale="log", yscale="log", xlabel="growth", ylabel="time an image takes, relative")
+        times = [found[0]["images/s"] / row["images/s"] for row in found]
+        memory = [max(1.0, row["memory (MiB)"]) for row in found]
+        axes.plot(growth, times, color=f"C{number}", marker="o", label=name)
+        axes.plot(growth, [peak / memory[0] for peak in memory], color=f"C{number}", marker=".", linestyle="--")
+    axes.set(xscale="log", yscale="log", xlabel="growth", ylabel="relative: time an image (solid), memory (dashed)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(2))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     axes.legend()
     axes.grid(alpha=0.3)

@@ -57,8 +57,12 @@ class Stopwatch(pl.Callback):
         Stopwatch.epochs.clear()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = False
         synchronize(pl_module.device)
         self.started = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,8 +73,9 @@ class Stopwatch(pl.Callback):
             Stopwatch.speeds.append(images / (time.perf_counter() - self.started))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        score = trainer.callback_metrics["val/accuracy"].item()
-        Stopwatch.epochs.append((time.perf_counter() - self.began, score))
+        if self.validated:  # what is logged otherwise is an earlier epoch's score, or none
+            score = trainer.callback_metrics["val/accuracy"].item()
+            Stopwatch.epochs.append((time.perf_counter() - self.began, score))
 
 
 def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
@@ -148,6 +153,11 @@ def bare_loop(config: DictConfig, device: torch.device) -> Callable[[], float]:
     precision = str(config.trainer.precision)
     if precision not in PRECISIONS:
         raise configs.ConfigError(f"the bare loop trains in {' or '.join(PRECISIONS)}, not {precision}")
+    if config.trainer.gradient_clip_val:
+        raise configs.ConfigError(
+            f"the bare loop clips no gradients: leave trainer.gradient_clip_val={config.trainer.gradient_clip_val} out"
+        )
+    torch.set_float32_matmul_precision(config.matmul_precision)
     batches = training_batches(config, device)
     classifier = build_classifier(config)
     net = classifier.net.to(device).train()

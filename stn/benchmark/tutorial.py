@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -72,6 +73,7 @@ _loop: Callable[[], float]  # of the process that has one
 
 def _begin(plain: Any, images: int, workers: int, device: str) -> None:
     global _loop
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: as is timed
     _loop = tutorial(OmegaConf.create(plain), images, workers, torch.device(device))
 
 
