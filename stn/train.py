@@ -104,7 +104,7 @@ def train(config: DictConfig) -> int:
     images = trainer.num_training_batches * data.batch_size * trainer.world_size
     metrics = fit_metrics(classifier, history, int(images))
     if not trainer.interrupted:
-        best = "best" if getattr(trainer.checkpoint_callback, "best_model_path", "") else None
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         with going_on_after_interrupt(trainer):
             test = trainer.test(classifier, datamodule=data, ckpt_path=best, verbose=False)[0]
             metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
@@ -196,6 +196,7 @@ def quieten() -> None:
         "The number of training batches",
         "Precision .* is not supported by the model summary",
         ".*isinstance.treespec, LeafSpec.",
+        "`torch.jit.script` is deprecated",  # torch's own forward derivatives are scripts
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -210,6 +210,11 @@ def test_the_pose_error_falls_in_training(warp: str, composed: Callable[..., Dic
     assert figures(tmp_path / "run")["test_transformer_pose_error_pixels"] < 0.95 * errors[0]
 
 
+def test_a_run_warns_of_nothing(command: Command) -> None:
+    found = command(*TINY, "trainer.max_epochs=1")
+    assert ".py:" not in found.stdout + found.stderr
+
+
 def test_no_file_of_an_earlier_run_is_overwritten(command: Command, tmp_path: Path) -> None:
     for _ in range(2):
         assert command(*TINY, "trainer.max_epochs=1", "callbacks=none", "logger=none").returncode == 0
