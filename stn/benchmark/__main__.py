@@ -15,13 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stn.train import BAD_INPUT, INTERRUPTED
+
 if TYPE_CHECKING:
     import torch
 
 # torch is imported where something is computed: --help answers at once.
 
-BAD_INPUT = 2
-INTERRUPTED = 130  # the shell's exit code for a program ended by Ctrl-C
 BENCHMARKS = {
     "layers": "every warp, forward and backward, beside PyTorch and kornia",
     "train": "images a second beside a bare loop and the tutorial's",

@@ -43,7 +43,7 @@ TUTORIAL_IMAGES = 3200
 
 
 class Stopwatch(pl.Callback):
-    """Images a second between the first and the last step of each epoch; when it ended, and what it then scored.
+    """Images a second between the first and the last step of each epoch; when those validated ended, and their scores.
 
     The program makes the callback, by its config: the run's figures are the class's.
     """

@@ -14,6 +14,8 @@ class ProgressiveResizing(pl.Callback):
 
     `start` pixels a side in the first epoch, in steps of 4 up to the image's own size from `until` of the epochs on
     (M. Tan and Q. Le 2021, "EfficientNetV2", section 4). Validation, pictures and test have the size of the image.
+    Raises ValueError for values out of range, ConfigError for a network that has no such transformer or takes no images
+    so small.
     """
 
     def __init__(self, start: int = 20, until: float = 0.5) -> None:

@@ -69,9 +69,10 @@ class ImageFolderDataModule(ResidentDataModule):
 
 
 def decoded(paths: list[str], side: int) -> tuple[np.ndarray, int]:
-    """The images of files, uint8 (N, side, side, 3), and how many were resized; by `decode`, which may raise.
+    """The images of files, uint8 (N, side, side, 3), and how many were resized; by a process for each core.
 
-    By a process for each core where they can be forked: threads would wait for each other between small images.
+    Where none can be forked, one after another: threads would wait for each other between small images. Raises
+    ValueError for a file that is no readable image.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
     loader: DataLoader[str] = DataLoader(
@@ -91,7 +92,7 @@ def decoded(paths: list[str], side: int) -> tuple[np.ndarray, int]:
 
 
 def decode_chunk(side: int, paths: list[str]) -> tuple[np.ndarray, int] | ValueError:
-    """The images of some files, or what was wrong with one: raised, it would bring its process's traceback along."""
+    """The same of a few files, or what was wrong with one: raised, it would bring its process's traceback along."""
     try:
         images, resized = zip(*(decode(side, path) for path in paths), strict=True)
     except ValueError as error:
