@@ -81,6 +81,7 @@ def decoded(paths: list[str], side: int) -> tuple[np.ndarray, int]:
         num_workers=cores,
         multiprocessing_context="fork" if cores else None,
         collate_fn=partial(decode_chunk, side),
+        generator=torch.Generator(),  # else it draws from the one that the run's seed set
     )
     parts = []
     for part in loader:

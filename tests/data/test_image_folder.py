@@ -49,6 +49,12 @@ def test_gray_images_subfolders_and_other_files(root: Path) -> None:
     assert (images[8] - torch.tensor(77)).abs().max() <= 1
 
 
+def test_decoding_leaves_the_runs_random_numbers_alone(root: Path) -> None:
+    before = torch.get_rng_state()
+    data(root).read(train=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_what_was_decoded_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = data(root).read(train=True)
     decoded: list[str] = []
