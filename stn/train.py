@@ -1,4 +1,4 @@
-"""python -m stn.train: composes the config, checks it, builds, fits, tests the best checkpoint, and reports.
+"""python -m stn.train: composes the config, checks it, builds, fits, tests the checkpoint that was kept, and reports.
 
 python -m stn.train experiment=demo
 python -m stn.train trainer.max_epochs=50
@@ -48,6 +48,7 @@ def train(config: DictConfig) -> int:
     """One run, from a composed config to its folder. Returns the exit code; raises ConfigError for bad input."""
     import torch
     from pytorch_lightning import seed_everything
+    from pytorch_lightning.callbacks import ModelCheckpoint
 
     from stn.callbacks import History, NetworkSummary
 
@@ -71,10 +72,9 @@ def train(config: DictConfig) -> int:
         callbacks=callbacks,
         logger=build_all(config.logger, "logger"),
         default_root_dir=str(folder),
-        enable_checkpointing="checkpoint" in config.callbacks,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_autolog_hparams=False,
     )
-    data: ResidentDataModule = build(config.data, "data")
     classifier = build_classifier(config)
     classifier.example_input_array = torch.zeros(2, 3, config.data.image_size, config.data.image_size)
     device = trainer.strategy.root_device
@@ -94,19 +94,16 @@ def train(config: DictConfig) -> int:
             how += ", deterministic" + (": transformers gather, which is slower" if device.type == "cuda" else "")
         print(f"{os.path.relpath(folder)}: {how}")
 
-    with sentences("data"):
-        data.trainer = trainer
-        data.prepare_data()
-        data.setup("fit")
-    with going_on_after_interrupt(trainer):
+    data = build_data(config, trainer)
+    with running(trainer):
         trainer.fit(classifier, datamodule=data)
 
-    images = trainer.num_training_batches * data.batch_size * trainer.world_size
-    metrics = fit_metrics(classifier, history, int(images))
+    metrics = fit_metrics(classifier, history, data.batch_size * trainer.world_size)
     if not trainer.interrupted:
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-        with going_on_after_interrupt(trainer):
-            test = trainer.test(classifier, datamodule=data, ckpt_path=best, verbose=False)[0]
+        kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        metrics["tested_epoch"] = torch.load(kept, weights_only=True)["epoch"] + 1 if kept else trainer.current_epoch
+        with running(trainer):
+            test = trainer.test(classifier, datamodule=data, ckpt_path=kept, verbose=False)[0]
             metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
     if trainer.is_global_zero:
         report(folder, classifier, trainer.loggers, metrics)
@@ -114,13 +111,20 @@ def train(config: DictConfig) -> int:
 
 
 @contextmanager
-def going_on_after_interrupt(trainer: pl.Trainer) -> Iterator[None]:
-    """Stays when Lightning would exit after Ctrl-C, so that what there is can be reported."""
+def running(trainer: pl.Trainer) -> Iterator[None]:
+    """Stays when Lightning would exit after Ctrl-C, so that what there is can be reported.
+
+    Raises ConfigError for what Lightning finds amiss only then: a metric to monitor that nothing logs, say.
+    """
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
     try:
         yield
     except SystemExit:
         if not trainer.interrupted:
             raise
+    except MisconfigurationException as error:
+        raise configs.ConfigError(str(error)) from error
 
 
 def build_classifier(config: DictConfig) -> Classifier:
@@ -139,6 +143,16 @@ def build_classifier(config: DictConfig) -> Classifier:
             plain["score_mirrored"],
             plain["channels_last"],
         )
+
+
+def build_data(config: DictConfig, trainer: pl.Trainer | None = None) -> ResidentDataModule:
+    """The data of a composed config, read; with a trainer, on its device. Raises ConfigError for what is amiss."""
+    data: ResidentDataModule = build(config.data, "data")
+    data.trainer = trainer
+    with sentences("data"):
+        data.prepare_data()
+        data.setup()
+    return data
 
 
 def build(node: DictConfig, path: str, **extra: Any) -> Any:
@@ -202,7 +216,7 @@ def quieten() -> None:
 
 
 def fit_metrics(classifier: Classifier, history: History, images: int) -> dict[str, float]:
-    """What training came to, with `images` an epoch: accuracies of the best and last epoch, time, images a second."""
+    """What training came to, with `images` a step: validation accuracy of the best and last epoch, time, images/s."""
     metrics: dict[str, float] = {"parameters": sum(parameter.numel() for parameter in classifier.net.parameters())}
     if not history.rows:
         return metrics
@@ -215,7 +229,7 @@ def fit_metrics(classifier: Classifier, history: History, images: int) -> dict[s
         "last_val_accuracy": last["val/accuracy"],
         "seconds": seconds,
         "seconds_per_epoch": seconds / epochs,
-        "images_per_second": images * epochs / seconds,
+        "images_per_second": images * last["steps"] / seconds,
     }
 
 

@@ -163,6 +163,15 @@ def test_what_the_bare_loop_lacks_is_named(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("what", ["train", "data", "accuracy"])
+def test_data_that_cannot_be_trained_on_is_named(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, tmp_path, what, *SMALL[1:-1], "data.batch_size=1000") == 2
+    assert "batch_size 1000 is larger than the training set" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case", train.CASES.values(), ids=train.CASES)
 def test_the_cases_are_configs(case: list[str]) -> None:
     for setting in ("seed=1", "model/placement=none"):

@@ -88,6 +88,60 @@ def test_the_best_checkpoint_is_what_was_tested(composed: Callable[..., DictConf
     assert metrics["test_loss"] == pytest.approx(losses["best"], rel=1e-4)
 
 
+GROWING = ["callbacks=growing", "model=wide", "model.classifier.widths=[4]", "model.classifier.convolutions=[1]"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "tested"),
+    [
+        (["callbacks.checkpoint.monitor=epoch"], 4),
+        (["callbacks.checkpoint.monitor=epoch", "callbacks.checkpoint.mode=min"], 2),
+        (["~callbacks.checkpoint"], 5),
+        (["callbacks=none"], 5),
+        (GROWING, 5),
+    ],
+)
+def test_the_epoch_that_was_tested_is_told(
+    settings: list[str], tested: int, composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    """Of five epochs, of which the second and the fourth are validated."""
+    five = ["trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"]
+    assert train(composed(*TINY, *five, *settings)) == 0
+    assert figures(tmp_path / "run")["tested_epoch"] == tested
+
+
+class Stop(pl.Callback):
+    """Ends training as Lightning's timer does, after the first step of the second epoch."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *step: Any) -> None:
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+class Interrupt(pl.Callback):
+    """Ctrl-C before the first step."""
+
+    def setup(self, *state: Any, **stage: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_speed_counts_the_steps_that_were_taken(
+    composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stn.train.progress_bar", Stop)
+    train(composed(*TINY))
+    metrics = figures(tmp_path / "run")
+    assert metrics["epochs"] == 2
+    assert metrics["images_per_second"] == pytest.approx(60 / metrics["seconds"], rel=0.01)
+
+
+def test_an_interrupt_before_the_first_step_is_reported(
+    composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stn.train.progress_bar", Interrupt)
+    assert train(composed(*TINY)) == 130
+    assert figures(tmp_path / "run") == {"parameters": 39_884}
+
+
 def test_a_seed_repeats_a_run_and_another_does_not(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
     found = []
     for seed in (1, 1, 2):
@@ -222,7 +276,7 @@ def test_no_file_of_an_earlier_run_is_overwritten(command: Command, tmp_path: Pa
 
 
 class Profile(pl.Callback):
-    """Names of the operations from the third step to the last, whose end the epoch's metrics are."""
+    """Names of the operations from the third step to the last."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -242,13 +296,14 @@ class Profile(pl.Callback):
 
 @pytest.mark.parametrize("model", ["wide", "lenet"])
 def test_a_training_step_waits_for_nothing(model: str, composed: Callable[..., DictConfig]) -> None:
-    """Reading a number back from the device (item, bool, a branch on a tensor) would hold up a GPU in every step."""
+    """Reading a number back from the device would hold up a GPU in every step: a value, a branch, a size."""
     found: list[Profile] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stn.classifier.SCORED_AT_ONCE", 1)  # the metrics of each step, in the next
         patch.setattr("stn.train.progress_bar", lambda: found.append(Profile()) or found[-1])
         assert train(composed(*TINY, f"model={model}", "trainer.max_epochs=1", "data.batch_size=10")) == 0
     assert "aten::convolution_backward" in found[0].names
-    assert "aten::_local_scalar_dense" not in found[0].names
+    assert not found[0].names & {"aten::_local_scalar_dense", "aten::_unique2", "aten::nonzero"}
 
 
 def test_what_trains_is_compiled_and_what_is_watched_is_not(

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from stn.benchmark.train import CASES, STOPWATCH, TUTORIAL_IMAGES, WORKERS, Stopwatch, accelerator, composed
 from stn.benchmark.tutorial import tutorials
 from stn.config import ConfigError
-from stn.train import build, keep_freed_memory, train
+from stn.train import build_data, keep_freed_memory, train
 
 EXPERIMENTS = ("fast67", "fast94")
 GOALS = (0.60, 0.67, 0.90, 0.94)
@@ -28,13 +28,13 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
 
     From the first step on: start-up and test are not counted. And how many times as long the tutorial's loop needs for
     its 50 epochs, at the speed it has here with the best number of workers. "the end" is that of the last epoch, with
-    the test accuracy of the best. `overrides` name the data.
+    the test accuracy. `overrides` name the data.
     """
     keep_freed_memory()
     made = [f"trainer.accelerator={accelerator(device)}", STOPWATCH, *overrides]
     for experiment in EXPERIMENTS:  # what is wrong is said before anything is timed
         with composed([f"experiment={experiment}", *made]) as config:
-            build(config.data, "data").setup()
+            build_data(config)
     with composed([*CASES["LeNet-5 STN"], f"trainer.accelerator={accelerator(device)}"]) as config:
         speed = 0.0
         for workers in WORKERS:

@@ -16,7 +16,7 @@ from stn.benchmark.timing import interleaved, ratio
 from stn.benchmark.train import CASES, accelerator, bare_loop, composed, settings, training_batches
 from stn.data.batches import Augmentation, Batches
 from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
-from stn.train import keep_freed_memory
+from stn.train import build_data, keep_freed_memory
 
 IMAGES = 10_000
 ONE_BY_ONE = 500
@@ -35,8 +35,8 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
         for name, case in CASES.items()
     }
     for composition in made.values():  # what is wrong is said before anything is timed
-        with composed(composition):
-            pass
+        with composed(composition) as config:
+            build_data(config)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
     arms: dict[str, Callable[[], object]] = {
         "batches": partial(drain, batched(images, device)),

@@ -21,7 +21,7 @@ from stn import config as configs
 from stn.benchmark.timing import ratio, synchronize
 from stn.benchmark.tutorial import tutorials
 from stn.data.batches import Batches
-from stn.train import build, build_classifier, keep_freed_memory, train
+from stn.train import build, build_classifier, build_data, keep_freed_memory, train
 
 # The network of the second published system as that trained it, the default, and fast94, whose images grow no more;
 # on images that the program makes.
@@ -198,9 +198,7 @@ def train_step(
 
 def training_batches(config: DictConfig, device: torch.device) -> Batches:
     """The training batches of a config, from images on the device."""
-    data = build(config.data, "data")
-    data.setup()
-    batches: Batches = data.train_dataloader()
+    batches = build_data(config).train_dataloader()
     batches.images, batches.labels = batches.images.to(device), batches.labels.to(device)
     batches.mean, batches.std = batches.mean.to(device), batches.std.to(device)
     return batches

@@ -12,7 +12,7 @@ METRICS = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
 class History(pl.Callback):
     """Keeps a row of metrics for each epoch that was validated, and draws them when training ends, or is ended.
 
-    `seconds` is the time from the start of training to the end of the epoch. The picture is `folder`/accuracy.png.
+    `steps` and `seconds` are from the start of training to the end of the epoch. The picture is `folder`/accuracy.png.
     """
 
     def __init__(self, folder: str) -> None:
@@ -35,7 +35,12 @@ class History(pl.Callback):
             return
         self.validated = False
         metrics = {name: trainer.callback_metrics[name].item() for name in METRICS}
-        self.rows.append({"epoch": trainer.current_epoch + 1, "seconds": time.monotonic() - self.started, **metrics})
+        progress = {
+            "epoch": trainer.current_epoch + 1,
+            "steps": trainer.fit_loop.total_batch_idx + 1,
+            "seconds": time.monotonic() - self.started,
+        }
+        self.rows.append(progress | metrics)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw(trainer)
