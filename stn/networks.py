@@ -63,8 +63,8 @@ class LeNet5(nn.Sequential):
     def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int = 32) -> None:
         size = size_after_pools(image_size, kernel=5, pools=2)
         super().__init__(
-            nn.Sequential(nn.Conv2d(in_channels, 6, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-            nn.Sequential(nn.Conv2d(6, 16, 5), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+            nn.Sequential(nn.Conv2d(in_channels, 6, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
+            nn.Sequential(nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
             nn.Flatten(),
             nn.Linear(16 * size**2, 120),
             nn.ReLU(inplace=True),
