@@ -124,7 +124,8 @@ def running(trainer: pl.Trainer) -> Iterator[None]:
         if not trainer.interrupted:
             raise
     except MisconfigurationException as error:
-        raise configs.ConfigError(str(error)) from error
+        said = str(error).partition(" HINT")[0]  # the hints are for whoever writes the module
+        raise configs.ConfigError(said) from error
 
 
 def build_classifier(config: DictConfig) -> Classifier:

@@ -32,10 +32,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str) -> None:
         ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
         ("optimizer.lr=-1", "lr must be above 0, not -1"),
         ("data.batch_size=0", "data: batch_size must be 1 or more, not 0"),
-        (
-            "callbacks.checkpoint.monitor=val/acc",
-            "could not find the monitored key",
-        ),
+        ("callbacks.checkpoint.monitor=val/acc", "could not find the monitored key"),
         ("data.batch_size=49", "batch_size 49 is larger than the training set of 48 images"),
         ("trainer.max_epochs=-1", "trainer.max_epochs=-1 must be 1 or more"),
         ("hydra.run.dir=/dev/null/run", "the output folder cannot be written"),

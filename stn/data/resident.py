@@ -20,10 +20,10 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     num_classes, image_size: what the network is built for; images of another size are resized, another number of
     classes is an error. mean, std: of each channel, for values in [0, 1]. batch_size: for training, of each process.
-    eval_batch_size: for validation and test. val_fraction: the part of the training set held out to validate
-    on, drawn by `split_seed` (which also draws a set that the program makes). validate_on: "held_out", or
-    "test" to train on the whole training set and score the test set each epoch, as published logs often do. flip,
-    shift, cutout, cutmix: see `Augmentation`.
+    eval_batch_size: for validation and test. val_fraction: the part of the training set held out to validate on,
+    drawn by `split_seed` (which also draws a set that the program makes). validate_on: "held_out", or "test" to train
+    on the whole training set and score the test set each epoch, as published logs often do. flip, shift, cutout,
+    cutmix: see `Augmentation`.
     Raises ValueError for values out of range.
 
     `images`, `labels` and, where the poses are known, `corners` hold "train", "val" and "test" after `setup`: uint8
