@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         transformers,
     )
     from stn.networks import ConvNet, LeNet5, WideConvNet
+    from stn.run import Run
 
 __all__ = [
     "Affine",
@@ -47,6 +48,7 @@ __all__ = [
     "Parallel",
     "Projective",
     "Rotation",
+    "Run",
     "Similarity",
     "SpatialTransformer",
     "ThinPlateSpline",
@@ -65,8 +67,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'stn' has no attribute {name!r}")
-    home = "stn.networks" if name in ("ConvNet", "LeNet5", "WideConvNet") else "stn.layers"
-    return getattr(import_module(home), name)
+    homes = {"ConvNet": "stn.networks", "LeNet5": "stn.networks", "WideConvNet": "stn.networks", "Run": "stn.run"}
+    return getattr(import_module(homes.get(name, "stn.layers")), name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
-"""The LightningModule: a network composed from a config, its loss, metrics and optimizer."""
+"""The LightningModule: a network built from a config, its loss, metrics and optimizer."""
 
 import math
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,51 +12,60 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from stn.data.batches import Batches
-from stn.networks import Whitening
+from stn.networks import Normalization, Whitening
 
-SCORED_AT_ONCE = 50  # steps
+CHECKPOINT_FORMAT = 2  # raised when a checkpoint can no longer be opened by the code before
 
 
 class Classifier(pl.LightningModule):
-    """Trains a network to name the class of an image, by cross-entropy.
+    """A network that names the class of an image, trained by cross-entropy. Takes pixels: it normalizes them itself.
 
-    model: the network as a config (a dict of primitives with `_target_`), so that a checkpoint holds all that is
-    needed to build it again and loads with `weights_only=True`. optimizer: likewise, of `Optimization`.
-    label_smoothing: in training only. score_mirrored: outside training, each
-    image and its mirror image are scored, and their probabilities averaged. channels_last: the memory format.
+    All arguments are primitives, so that a checkpoint holds what is needed to build the network again, and loads with
+    `weights_only=True`.
+    model: config of the network, a dict with `_target_`; built for in_channels, image_size and num_classes.
+    optimizer: config of an `Optimization`, likewise.
+    classes: their names. channels, image_size: of the images.
+    label_smoothing: in training only.
+    score_mirrored: outside training, averages the probabilities of each image and its mirror image.
+    channels_last: the memory format.
     """
 
     def __init__(
         self,
         model: dict[str, Any],
         optimizer: dict[str, Any],
-        num_classes: int,
+        classes: list[str],
+        channels: int = 3,
+        image_size: int = 32,
         label_smoothing: float = 0.0,
         score_mirrored: bool = False,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net: torch.nn.Module = instantiate(model)
+        self.normalization = Normalization(channels)
+        self.net: torch.nn.Module = instantiate(
+            model, in_channels=channels, image_size=image_size, num_classes=len(classes)
+        )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net.to(memory_format=self.memory_format)
+        self.example_input_array = torch.zeros(2, channels, image_size, image_size, dtype=torch.uint8)
         self.optimization = instantiate(optimizer)
         self.label_smoothing, self.score_mirrored = label_smoothing, score_mirrored
         metrics = MetricCollection(
             {
-                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "accuracy": MulticlassAccuracy(len(classes), average="micro", validate_args=False),
                 "loss": MeanMetric(nan_strategy="disable"),
             }
         )
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self.scored: list[tuple[Tensor, Tensor, Tensor]] = []  # a step's classes, targets, losses; not yet in metrics
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # predictions, targets and losses not yet in metrics
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (N, num_classes) of normalized images (N, C, H, W), in float32."""
-        images = images.contiguous(memory_format=self.memory_format)
+        """Class scores (N, num_classes), in float32, of images (N, C, H, W), uint8 or floats in [0, 1]."""
+        images = self.normalization(images.contiguous(memory_format=self.memory_format))
         scores = self.net(images).float()
         if self.training or not self.score_mirrored:
             return scores
@@ -63,29 +73,34 @@ class Classifier(pl.LightningModule):
         return views.log_softmax(2).logsumexp(0) - math.log(2)
 
     def on_fit_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set when fit is given one
+        self.normalization.fit(data.mean, data.std)
         for module in self.net.modules():
             if isinstance(module, Whitening) and not module.fitted:
-                batches: Batches = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-                # The same images for every process, spread over the set.
-                module.fit(batches.normalize(batches.images[:: -(-len(batches.images) // 1000)]))
+                images = data.images["train"]
+                # About a thousand images, spread over the set, and the same ones in every process.
+                module.fit(self.normalization(images[:: -(-len(images) // 1000)]))
 
     def on_train_epoch_start(self) -> None:
-        self.scored.clear()  # what an interrupted run left
+        self.pending.clear()  # an interrupted epoch leaves some
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         scores, target, losses = self._score(batch, self.label_smoothing)
-        # The classes, not the scores, which a CUDA graph overwrites in the next step.
-        self.scored.append((scores.argmax(1), target, losses.detach()))
+        # The predictions, not the scores: a CUDA graph overwrites those in the next step.
+        self.pending.append((scores.argmax(1), target, losses.detach()))
         return losses.mean()
 
     def on_train_batch_end(self, *step: Any) -> None:
         trainer = self.trainer
-        ends = trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps
-        # Metrics are many small operations, a tenth of a small network's step: those of some steps are done at once.
-        if ends or len(self.scored) == SCORED_AT_ONCE:
-            self._update(self.train_metrics, *map(torch.cat, zip(*self.scored, strict=True)))
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
+        is_last = trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps
+        # Updating the metrics takes a tenth of a small network's step, so many steps are updated at once.
+        if is_last or (interval and trainer.global_step % interval == 0):
+            predictions, targets, losses = map(torch.cat, zip(*self.pending, strict=True))
+            self._update(self.train_metrics, predictions, targets, losses)
             self._log(self.train_metrics)
-            self.scored.clear()
+            self.log("train/loss_step", losses.mean(), on_step=True, on_epoch=False)
+            self.pending.clear()
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         self._update(self.val_metrics, *self._score(batch))
@@ -95,18 +110,24 @@ class Classifier(pl.LightningModule):
         self._update(self.test_metrics, *self._score(batch))
         self._log(self.test_metrics)
 
-    def on_train_epoch_end(self) -> None:
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, torch.optim.Optimizer)
-        self.log("learning_rate", next(g["lr"] / g["factor"] for g in optimizer.param_groups if g["factor"]))
-
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
         optimizer, schedule = self.optimization.build(self.net, steps, clipped=bool(self.trainer.gradient_clip_val))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what tells whether a checkpoint can be opened: format, epoch (from 1) and versions."""
+        checkpoint["stn"] = {
+            "format": CHECKPOINT_FORMAT,
+            "epoch": checkpoint["epoch"] + 1,
+            "versions": versions(),
+        }
 
     def _score(self, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (N, num_classes), the class each image is (of a mixed one, that it shows most of), and losses (N,)."""
+        """Scores (N, num_classes), targets (N,) and losses (N,); a mixed image counts as its largest class."""
         images, labels = batch
         scores = self(images)
         losses = F.cross_entropy(scores, labels, label_smoothing=label_smoothing, reduction="none")
@@ -117,3 +138,14 @@ class Classifier(pl.LightningModule):
 
     def _log(self, metrics: MetricCollection) -> None:
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of what it computes with."""
+    found = {}
+    for name in ("stn-experiments", "torch", "pytorch-lightning"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found[name] = "unknown"
+    return found

@@ -1,25 +1,20 @@
-"""The classifiers that transformers are put into. Each maps (N, 3, size, size) to class scores (N, num_classes)."""
+"""The classifiers that `placement` puts transformers into, and their layers.
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+Each is made for in_channels, image_size and num_classes, and maps (N, C, size, size) to class scores (N, num_classes).
+"""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn.layers import FeatureLocalization, Parallel, SpatialTransformer, Warp
-
-
-def sequential(**stages: nn.Module) -> nn.Sequential:
-    """The stages in the order given, under their names: a network as `conf/model` composes it."""
-    net = nn.Sequential()
-    for name, stage in stages.items():
-        net.add_module(name, stage)
-    return net
-
 
 def size_after_pools(image_size: int, kernel: int, pools: int) -> int:
-    """Side of the feature map after `pools` rounds of an unpadded convolution and a max-pool by 2."""
+    """Side of the feature map after `pools` unpadded convolutions, each followed by a max-pool by 2.
+
+    Raises ValueError when nothing would be left of the image.
+    """
     size = image_size
     for _ in range(pools):
         size = (size - kernel + 1) // 2
@@ -58,7 +53,7 @@ class ConvNet(nn.Sequential):
 
 
 class LeNet5(nn.Sequential):
-    """LeNet-5 on colour images (LeCun et al. 1998, with ReLU and max-pooling)."""
+    """LeNet-5 (LeCun et al. 1998), with ReLU and max-pooling."""
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int = 32) -> None:
         size = size_after_pools(image_size, kernel=5, pools=2)
@@ -74,38 +69,68 @@ class LeNet5(nn.Sequential):
         )
 
 
+class Normalization(nn.Module):
+    """Pixels (N, C, H, W), uint8 or floats in [0, 1], to floats of mean 0 and deviation 1 in each channel.
+
+    `mean` and `std` are those of each channel for values in [0, 1]; until `fit` is called they are 0 and 1.
+    """
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    def fit(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Sets the mean and the deviation of each channel."""
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            buffer.copy_(torch.tensor(values).view_as(buffer))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Of the shape of `images`, in the dtype of the buffers."""
+        if images.is_floating_point():
+            return (images - self.mean) / self.std
+        return images.to(self.mean.dtype).sub_(self.mean * 255).div_(self.std * 255)
+
+
 class Whitening(nn.Conv2d):
-    """Fixed 2 x 2 convolution, (N, 3, H, W) -> (N, 24, H - 1, W - 1), of whitened patches and their negatives.
+    """Fixed 2 x 2 convolution, (N, C, H, W) -> (N, 8 C, H - 1, W - 1), of whitened patches and their negatives.
 
-    Of several images side by side as channels, (N, 3 K, H, W), each is whitened alike, to 24 K channels.
-
-    Coates and Ng 2011; fixed by the training images, before the first step, as in airbench94 (K. Jordan 2024,
+    Coates and Ng 2011; fitted to the training images before the first step, as in airbench94 (K. Jordan 2024,
     section 3.2). Until `fit` is called the filters are random.
     """
 
     def __init__(self, in_channels: int = 3) -> None:
-        super().__init__(in_channels, 8 * in_channels, 2, groups=in_channels // 3)
+        super().__init__(in_channels, 8 * in_channels, 2)
         self.weight.requires_grad = False
         self.fitted: Tensor
         self.register_buffer("fitted", torch.tensor(False))
 
     @torch.no_grad()
     def fit(self, images: Tensor, noise: float = 5e-4) -> None:
-        """Sets the filters from normalized images (N, 3, H, W); directions of less variance than `noise` stay small."""
-        moments = torch.zeros(12, 12, dtype=torch.float64)
+        """Sets the filters from normalized images (N, c, H, W); directions of less variance than `noise` stay small.
+
+        Where the layer's input is K images joined as channels, C = K c, each of them is whitened alike.
+        """
+        channels = images.shape[1]
+        moments = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64)
         for part in images.split(50):
             patches = F.unfold(part, 2).mT.flatten(0, 1)
             moments += (patches.T @ patches / len(patches)).cpu() * (len(part) / len(images))
         variances, directions = torch.linalg.eigh(moments)
-        filters = (directions / (variances + noise).sqrt()).T.reshape(-1, 3, 2, 2)
-        self.weight.copy_(torch.cat((filters, -filters)).repeat(self.groups, 1, 1, 1))
+        filters = (directions / (variances + noise).sqrt()).T.reshape(-1, channels, 2, 2)
+        filters = torch.cat((filters, -filters))
+        for first in range(0, self.in_channels - channels + 1, channels):
+            rows = self.weight[8 * first : 8 * (first + channels)].zero_()
+            rows[:, first : first + channels] = filters
         assert self.bias is not None
         self.bias.zero_()
         self.fitted.fill_(True)
 
 
 class ConvNorm(nn.Sequential):
-    """3 x 3 convolution that starts by handing its input on, max-pool by 2 if asked for, batch norm, GELU."""
+    """3 x 3 convolution that starts as the identity, max-pool by 2 if `pool`, batch norm without scale, GELU."""
 
     def __init__(self, in_channels: int, out_channels: int, *, pool: bool = False) -> None:
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
@@ -134,24 +159,27 @@ class GlobalMax(nn.Module):
 
 
 class Scale(nn.Module):
-    """Its input times a number."""
+    """Multiplies by a number."""
 
-    def __init__(self, by: float) -> None:
+    def __init__(self, factor: float) -> None:
         super().__init__()
-        self.by = by
+        self.factor = factor
 
     def forward(self, scores: Tensor) -> Tensor:
         """Of the shape of `scores`."""
-        return scores * self.by
+        return scores * self.factor
 
 
 class WideConvNet(nn.Sequential):
     """A shallow, wide, all-convolutional network: whitened 2 x 2 patches, then stages that halve the map.
 
     After airbench94 and airbench96 (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, sections 3
-    and 4). `convolutions` is how many each stage adds to the one that halves the map: 1, or 2 with a skip around
-    them. `scale` multiplies the class scores: maxima are large, and a network that starts out sure of itself loses
-    its first epochs.
+    and 4).
+
+    widths: channels of each stage. convolutions: how many each stage has after the one that halves the map: 1, or 2
+    with a skip connection around them. scale: multiplies the class scores, because maxima over the map are large and a
+    network with large scores at the start wastes its first epochs.
+    Raises ValueError for values out of range, or an image too small for so many stages.
     """
 
     def __init__(
@@ -161,6 +189,7 @@ class WideConvNet(nn.Sequential):
         scale: float = 0.125,
         in_channels: int = 3,
         num_classes: int = 10,
+        image_size: int = 32,
     ) -> None:
         if len(widths) != len(convolutions) or not set(convolutions) <= {1, 2}:
             raise ValueError(
@@ -168,6 +197,8 @@ class WideConvNet(nn.Sequential):
             )
         if min(widths) < 1:
             raise ValueError(f"widths must be 1 or more, not {list(widths)}")
+        if (image_size - 1) >> len(widths) < 1:
+            raise ValueError(f"image_size {image_size} is too small for {len(widths)} stages that halve it")
         stem: list[nn.Module] = [Whitening(in_channels), nn.GELU()]
         stages: list[nn.Module] = []
         for before, width, count in zip((8 * in_channels, *widths), widths, convolutions, strict=False):
@@ -177,64 +208,3 @@ class WideConvNet(nn.Sequential):
             stem = []
         head = nn.Sequential(nn.Linear(widths[-1], num_classes, bias=False), Scale(scale))
         super().__init__(*stages, GlobalMax(), head)
-
-
-Placement = Literal["none", "input", "features", "deep", "parallel", "shared"]
-
-
-def transformed(
-    classifier: Callable[..., nn.Sequential],
-    localization: Callable[..., nn.Module],
-    warp: Warp,
-    transformer: Callable[..., SpatialTransformer],
-    placement: Placement = "input",
-    image_size: int = 32,
-) -> nn.Sequential:
-    """A classifier with spatial transformers in it: its stages in order, the transformers among them by name.
-
-    placement: "none"; "input"; "features", on the map that the first stage gives; "deep", on the input and on what the
-    first and the second stage give; "parallel", two on the input, what they read side by side as channels; "shared", on
-    the input, but looking at it by the classifier's own first stage, so that warps of the image are predicted from
-    features without warping those (Finnveden et al. 2020, "Understanding when spatial transformer networks do not
-    support invariance, and what to do about it").
-    classifier: makes the classifier for `in_channels`, its first two parts being stages. localization: makes the
-    network that looks at the image; a feature map has a `FeatureLocalization`. transformer: makes a transformer from a
-    localization and the warp.
-    """
-    on_image: list[SpatialTransformer] = []
-    if placement in ("input", "deep", "parallel"):
-        on_image = [transformer(localization(), warp) for _ in range(2 if placement == "parallel" else 1)]
-    stages = list(classifier(in_channels=3 * max(1, len(on_image))))
-    if placement in ("features", "deep", "shared"):
-        after_first = channels_of(nn.Sequential(*stages[:1]), image_size)
-        after_second = channels_of(nn.Sequential(*stages[:2]), image_size)
-    named: dict[str, nn.Module] = {}
-    if on_image:
-        named["transformer"] = Parallel(on_image) if placement == "parallel" else on_image[0]
-    elif placement == "shared":
-        named["transformer"] = transformer(Looking(stages[0], after_first), warp)
-    if placement in ("features", "deep"):
-        named["stage_1"] = stages.pop(0)
-        named["transformer_1"] = transformer(FeatureLocalization(after_first), warp)
-    if placement == "deep":
-        named["stage_2"] = stages.pop(0)
-        named["transformer_2"] = transformer(FeatureLocalization(after_second), warp)
-    return sequential(**named, classifier=nn.Sequential(*stages))
-
-
-class Looking(nn.Sequential):
-    """A localization that looks at an image by the first stage of a classifier, which stays the classifier's."""
-
-    def __init__(self, stage: nn.Module, channels: int) -> None:
-        own = FeatureLocalization(channels)
-        super().__init__(stage, own)
-        self.out_features = own.out_features
-
-
-@torch.no_grad()
-def channels_of(stages: nn.Sequential, image_size: int) -> int:
-    """How many channels `stages` make of an image."""
-    images = torch.zeros(2, 3, image_size, image_size)
-    features: Tensor = stages.eval()(images)
-    stages.train()
-    return features.shape[1]

@@ -14,13 +14,18 @@ from stn.muon import Muon
 class Optimization:
     """How a network is trained.
 
-    algorithm: "sgd"; "adamw"; or "muon", which is SGD with Nesterov momentum, and Muon for the filters of all
-    convolutions but the transformers' own. lr: the highest learning rate. schedule: "constant"; "cosine", from lr to
-    0; or "one_cycle", up during the first `warmup` of all steps and down to 0. momentum, nesterov: of SGD and Muon.
-    weight_decay: on weights of two dimensions and more; never on biases, norms and the transformers' own last layers,
-    for whose θ 0 is no natural place. localization_lr: factor on lr for all that lies in a spatial transformer.
-    norm_lr: factor on lr for the batch norms of all else (K. Jordan 2024, section 3.4, has 64). filter_lr: factor on lr
-    for what Muon trains, which does not decay. fused: SGD or AdamW as one operation on all weights.
+    algorithm: "sgd"; "adamw"; or "muon", which trains the convolutions' filters by Muon, and the rest, the transformers
+        included, by SGD with Nesterov momentum.
+    lr: the highest learning rate.
+    schedule: "constant"; "cosine", from lr to 0; or "one_cycle", which rises during the share `warmup` of all steps and
+        falls to 0.
+    momentum, nesterov: of SGD and Muon.
+    weight_decay: on weights of two dimensions and more. It never acts on biases, norms and filters trained by Muon, nor
+        on the transformers' last layers: decay would pull θ to 0, not to the identity.
+    localization_lr_scale: multiplies lr for everything within a spatial transformer.
+    norm_lr_scale: multiplies lr for batch norms outside the transformers (K. Jordan 2024, section 3.4, has 64).
+    filter_lr_scale: multiplies lr for the filters trained by Muon.
+    fused: updates all weights by one operation, with SGD or AdamW.
     Raises ValueError for values out of range.
     """
 
@@ -28,9 +33,9 @@ class Optimization:
     lr: float
     schedule: Literal["constant", "cosine", "one_cycle"]
     weight_decay: float = 0.0
-    localization_lr: float = 1.0
-    norm_lr: float = 1.0
-    filter_lr: float = 1.0
+    localization_lr_scale: float = 1.0
+    norm_lr_scale: float = 1.0
+    filter_lr_scale: float = 1.0
     momentum: float = 0.0
     nesterov: bool = False
     warmup: float = 0.2
@@ -39,7 +44,7 @@ class Optimization:
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be above 0, not {self.lr}")
-        for name in ("weight_decay", "localization_lr", "norm_lr", "filter_lr"):
+        for name in ("weight_decay", "localization_lr_scale", "norm_lr_scale", "filter_lr_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
@@ -48,50 +53,58 @@ class Optimization:
             raise ValueError("nesterov=True needs a momentum above 0")
         if self.algorithm == "muon" and not self.nesterov:
             raise ValueError("algorithm=muon needs nesterov=True")
-        if self.algorithm != "muon" and self.filter_lr != 1:
-            raise ValueError(f"filter_lr={self.filter_lr} is for algorithm=muon, not {self.algorithm}")
+        if self.algorithm != "muon" and self.filter_lr_scale != 1:
+            raise ValueError(f"filter_lr_scale={self.filter_lr_scale} is for algorithm=muon, not {self.algorithm}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup must lie between 0 and 1, not {self.warmup}")
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """The network's parameters, those that are trained, in a group for each rate and decay.
-
-        `factor` is the group's rate in terms of `lr`.
-        """
+        """The trainable parameters in groups, each with its `name`, `lr`, `weight_decay` and `orthogonal` (by Muon)."""
         modules = transformers(net)
         heads = {parameter for module in modules.values() for parameter in module.head.parameters()}
-        # What a localization shares with the rest of the network is not its own.
+        # A shared localization has parameters of the classifier, which train at the classifier's rate.
         prefixes = tuple(f"{name}." if name else "" for name in modules)
         every = net.named_parameters(remove_duplicate=False)
         shared = {parameter for name, parameter in every if not name.startswith(prefixes)} if modules else set()
         localization = {p for module in modules.values() for p in module.parameters()} - shared
         norms = {p for module in net.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
         filters = {module.weight for module in net.modules() if isinstance(module, nn.Conv2d)} - localization
-        groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+        scales = {
+            "weights": 1.0,
+            "localization": self.localization_lr_scale,
+            "filters": self.filter_lr_scale,
+            "norms": self.norm_lr_scale,
+        }
+        groups: dict[str, dict[str, Any]] = {}
         for parameter in net.parameters():
-            if parameter.requires_grad:
-                orthogonal = self.algorithm == "muon" and parameter in filters
-                factor = self.filter_lr if orthogonal else self.norm_lr if parameter in norms else 1.0
-                if parameter in localization:
-                    factor = self.localization_lr
-                decays = parameter.ndim > 1 and parameter not in heads and not orthogonal
-                decay = self.weight_decay if decays else 0.0
-                groups.setdefault((factor, decay, orthogonal), []).append(parameter)
-        return [
-            {"params": parameters, "factor": factor, "lr": self.lr * factor, "weight_decay": decay, "orthogonal": flag}
-            for (factor, decay, flag), parameters in groups.items()
-        ]
+            if not parameter.requires_grad:
+                continue
+            if parameter in localization:
+                kind = "localization"
+            elif self.algorithm == "muon" and parameter in filters:
+                kind = "filters"
+            else:
+                kind = "norms" if parameter in norms else "weights"
+            decays = self.weight_decay > 0 and parameter.ndim > 1 and parameter not in heads and kind != "filters"
+            group = {
+                "name": f"{kind}_decayed" if decays else kind,
+                "lr": self.lr * scales[kind],
+                "weight_decay": self.weight_decay if decays else 0.0,
+                "orthogonal": kind == "filters",
+            }
+            groups.setdefault(str(group["name"]), group | {"params": []})["params"].append(parameter)
+        return list(groups.values())
 
     def is_fused(self, clipped: bool) -> bool:
-        """Whether the optimizer is one operation: not where `clipped`, which Lightning cannot do for a fused one."""
+        """Whether the optimizer is fused. Not where gradients are `clipped`: Lightning cannot clip for a fused one."""
         return self.fused and self.algorithm != "muon" and not clipped
 
     def build(
         self, net: nn.Module, steps: int, *, clipped: bool = False
     ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
-        """The optimizer of `net` and its schedule over `steps` steps, to be advanced after each.
+        """The optimizer of `net`, and its schedule, to be advanced after each of `steps` steps.
 
-        clipped: its gradients are clipped.
+        clipped: whether the gradients are clipped.
         """
         groups, fused = self.groups(net), self.is_fused(clipped)
         optimizer: optim.Optimizer

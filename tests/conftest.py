@@ -1,24 +1,25 @@
 """Ways to run the program: as a user types it, or inside the test's process."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from stn import config as configs
+from stn.config import compose
 
 # The same examples every time, however slow the machine.
 settings.register_profile("stn", deadline=None, derandomize=True, max_examples=30, database=None)
 settings.load_profile("stn")
+torch.set_num_threads(1)  # the tests share the machine's cores
 
 # A run of two seconds that still has every part of a long one.
 TINY = [
@@ -32,49 +33,68 @@ TINY = [
     "trainer.max_epochs=2",
 ]
 
+ROOT = Path(__file__).resolve().parent.parent
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
 
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """python -m stn.train with the arguments given, in an empty folder."""
+def environment() -> dict[str, str]:
+    """The user's environment with this checkout importable from anywhere."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "stn.train", *arguments],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+
+# A server that has imported everything forks a process for each command: importing takes four seconds.
+server = multiprocessing.get_context("forkserver")
+server.set_forkserver_preload(["stn.training", "stn.evaluation", "stn.benchmark.train", "tensorboard"])
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """python -m stn.train, or another verb, with the arguments given, in an empty folder."""
+
+    def run(
+        *arguments: str, verb: str = "train", variables: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        every = environment() | (variables or {})
+        process = server.Process(target=_run, args=(verb, arguments, str(tmp_path), every))
+        process.start()
+        process.join(timeout=300)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"stn.{verb} {arguments} runs for more than 300 seconds")
+        said = [(tmp_path / name).read_text() for name in (".stdout", ".stderr")]
+        for name in (".stdout", ".stderr"):
+            (tmp_path / name).unlink()
+        return subprocess.CompletedProcess(arguments, process.exitcode, *said)
 
     return run
 
 
-def environment() -> dict[str, str]:
-    """The user's environment with this checkout importable from anywhere."""
-    root = str(Path(__file__).resolve().parent.parent)
-    return os.environ | {"PYTHONPATH": root, "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
+def _run(verb: str, arguments: tuple[str, ...], folder: str, variables: dict[str, str]) -> None:
+    """In the new process: what `python -m stn.<verb>` does, its output in files of the folder."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    for number, name in ((1, ".stdout"), (2, ".stderr")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    torch.set_num_threads(1)
+    sys.path[:0] = variables["PYTHONPATH"].split(":")
+    sys.argv = ["", *arguments]
+    try:
+        runpy.run_module(f"stn.{verb}", run_name="__main__", alter_sys=True)
+    except SystemExit:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
 
 
 @pytest.fixture
-def composed(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
-    """The config that the command line given composes, with `tmp_path`/run as the run's folder."""
-    configs.register()
-    folder = tmp_path / "run"
-    folder.mkdir()
-
-    def make(*overrides: str) -> DictConfig:
-        config = compose("config", [*overrides, f"hydra.runtime.output_dir={folder}"], return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):  # a run's own config has no such node
-            del config["hydra"]
-        return config
-
-    with initialize_config_dir(configs.folder(), version_base="1.3"):
-        yield make
-    GlobalHydra.instance().clear()
+def composed(tmp_path: Path) -> Callable[..., DictConfig]:
+    """The config that the command line given composes, for a run in `tmp_path`/run."""
+    return lambda *overrides: compose(overrides, tmp_path / "run")

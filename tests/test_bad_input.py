@@ -1,22 +1,19 @@
 """What is wrong with the input is said in one sentence, with exit code 2, by the command as a user types it."""
 
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, Command
 from PIL import Image
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
-
-def refused(found: subprocess.CompletedProcess[str], *said: str) -> None:
+def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = "stn.train") -> None:
     """One sentence with these words on the standard error, exit code 2."""
     assert found.returncode == 2, found.stderr + found.stdout
     assert "Traceback" not in found.stderr
-    sentences = [line for line in found.stderr.splitlines() if line.startswith("stn.train: ")]
+    sentences = [line for line in found.stderr.splitlines() if line.startswith(f"{program}: ")]
     assert len(sentences) == 1, found.stderr
     for words in said:
         assert words in sentences[0]
@@ -69,7 +66,7 @@ def test_compiling_without_a_compiler(command: Command, monkeypatch: pytest.Monk
             "model=convnet_small ~model.classifier.convolutions",
             "callbacks.resizing.start=20: this model takes no images so small; choose a larger start or model=wide",
         ),
-        ("model/placement=features", "callbacks.resizing needs a transformer on the input whose output_size is unset"),
+        ("model.placement=features", "callbacks.resizing needs a transformer on the input whose output_size is unset"),
         ("+model.transformer.output_size=[24,24]", "output_size is unset; or leave it out by ~callbacks.resizing"),
         ("callbacks.resizing.start=32", "callbacks.resizing.start=32 must be less than the images' 32 pixels"),
         ("callbacks.resizing.start=18", "start must be a multiple of 4 above 0, not 18"),
@@ -112,7 +109,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 FOLDER = ["data=image_folder", "data.root=images", "data.batch_size=4", "data.val_fraction=0.25", "model=convnet_small"]
-QUICK = ["trainer=cpu", "trainer.max_epochs=1", "callbacks=none", "logger=none"]
+QUICK = ["trainer=cpu", "trainer.max_epochs=1", "callbacks=minimal", "logger=none"]
 
 
 def test_a_truncated_image_is_named(command: Command, tree: Path) -> None:

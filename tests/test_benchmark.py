@@ -12,7 +12,7 @@ import torch
 from stn.benchmark import __main__ as benchmark
 from stn.benchmark import accuracy, data, layers, scaling, train
 from stn.benchmark.timing import interleaved, ratio
-from stn.config import ConfigError
+from stn.errors import InputError
 from stn.layers import Affine, Projective, ThinPlateSpline
 
 
@@ -71,8 +71,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "WORKERS", (0,))
         monkeypatch.setattr(module, "TUTORIAL_IMAGES", 40)
     monkeypatch.setattr(data, "IMAGES", 500)
-    monkeypatch.setattr(scaling, "GROWN", {"batch": (2, 4), "transformers": (0, 1)})
-    monkeypatch.setattr(scaling, "START", scaling.Setting(batch=4, images=16))
+    monkeypatch.setattr(scaling, "GROWN", {"batch": (512, 1024), "transformers": (1,)})
+    monkeypatch.setattr(scaling, "START", scaling.Setting(batch=1024, images=1024, size=24))
 
 
 @pytest.mark.usefixtures("small")
@@ -86,7 +86,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
             "what",
             ["the tutorial's loop, 50 epochs", "fast67", "fast94"],
         ),
-        (["scaling"], "grows", ["batch", "batch", "transformers", "transformers"]),
+        (["scaling"], "grows", ["batch", "batch", "transformers"]),
     ],
     ids=["train", "data", "accuracy", "scaling"],
 )
@@ -174,8 +174,8 @@ def test_data_that_cannot_be_trained_on_is_named(
 
 @pytest.mark.parametrize("case", train.CASES.values(), ids=train.CASES)
 def test_the_cases_are_configs(case: list[str]) -> None:
-    for setting in ("seed=1", "model/placement=none"):
-        with train.composed([*case, train.STOPWATCH, setting]) as config:
+    for setting in ("seed=1", "model.placement=none"):
+        with train.composed([*case, setting]) as config:
             assert config.data.train_images > config.data.batch_size
 
 
@@ -189,14 +189,14 @@ def test_each_round_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("small")
 def test_a_run_that_is_never_validated_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"fast67 ended before trainer\.check_val_every_n_epoch=9"):
+    with pytest.raises(InputError, match=r"fast67 ended before trainer\.check_val_every_n_epoch=9"):
         list(accuracy.measure(1, torch.device("cpu"), [*SMALL[1:], "trainer.check_val_every_n_epoch=9"]))
 
 
 @pytest.mark.usefixtures("small")
 def test_epochs_without_validation_reach_no_goal() -> None:
     every_other = ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=5"]
-    with train.composed([*SMALL, train.STOPWATCH, *every_other]) as config:
+    with train.composed([*SMALL, *every_other]) as config:
         assert len(accuracy.run(config)[0]) == 2
 
 

@@ -1,3 +1,4 @@
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -5,27 +6,35 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
 from stn.classifier import Classifier
 from stn.data import ShapesDataModule
 from stn.data.resident import ResidentDataModule
+from stn.data.shapes import FIGURES
 from stn.networks import Whitening
 
 MODEL = {
-    "_target_": "stn.networks.sequential",
-    "transformer": {
-        "_target_": "stn.layers.SpatialTransformer",
-        "localization": {"_target_": "stn.layers.ConvLocalization", "channels": [4], "kernels": [5], "hidden": 8},
+    "_target_": "stn.placement.build_network",
+    "localization": {
+        "_target_": "stn.layers.ConvLocalization",
+        "_partial_": True,
+        "channels": [4],
+        "kernels": [5],
+        "hidden": 8,
     },
-    "classifier": {"_target_": "stn.networks.WideConvNet", "widths": [8, 8], "convolutions": [1, 2]},
+    "warp": {"_target_": "stn.layers.Affine"},
+    "transformer": {"_target_": "stn.layers.SpatialTransformer", "_partial_": True},
+    "classifier": {"_target_": "stn.networks.WideConvNet", "_partial_": True, "widths": [8, 8], "convolutions": [1, 2]},
 }
+CLASSES = list(FIGURES)
 OPTIMIZER = {"_target_": "stn.optimization.Optimization", "algorithm": "sgd", "lr": 0.05, "schedule": "one_cycle"}
 
 
 def classifier(**options: Any) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(MODEL, OPTIMIZER, num_classes=10, **options)
+    return Classifier(MODEL, OPTIMIZER, CLASSES, **options)
 
 
 def shapes() -> ResidentDataModule:
@@ -51,12 +60,9 @@ def test_metrics_are_those_of_the_whole_set(tmp_path: Path) -> None:
     assert found["test/loss"] == pytest.approx(F.cross_entropy(scores, labels).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 50])
+@pytest.mark.parametrize("interval", [1, 2, 50])
 @pytest.mark.parametrize("steps", [6, 5], ids=["whole epochs", "ended within the second"])
-def test_training_metrics_are_those_of_every_step_of_their_epoch(
-    steps: int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stn.classifier.SCORED_AT_ONCE", at_once)
+def test_training_metrics_are_those_of_every_step_of_their_epoch(steps: int, interval: int, tmp_path: Path) -> None:
     module, data = classifier(), shapes()
     scores: list[Tensor] = []
     module.net.register_forward_hook(lambda net, images, out: scores.append(out.detach()) if net.training else None)
@@ -72,7 +78,9 @@ def test_training_metrics_are_those_of_every_step_of_their_epoch(
             epochs.append((dict(trainer.callback_metrics), list(found)))
             found.clear()
 
-    trainer(tmp_path, callbacks=[Steps()], max_epochs=2, max_steps=steps).fit(module, datamodule=data)
+    trainer(tmp_path, callbacks=[Steps()], max_epochs=2, max_steps=steps, log_every_n_steps=interval).fit(
+        module, datamodule=data
+    )
     assert [len(found) for _, found in epochs] == [3, steps - 3]
     for metrics, of_steps in epochs:
         accuracies, losses = zip(*of_steps, strict=True)
@@ -158,11 +166,22 @@ def test_gradients_can_be_clipped(precision: Any, tmp_path: Path) -> None:
     assert 0 < moved[0] < moved[1] / 10
 
 
-def test_the_learning_rate_that_is_logged_is_the_one_of_the_config(tmp_path: Path) -> None:
-    module = Classifier(MODEL, OPTIMIZER | {"norm_lr": 64.0, "schedule": "constant"}, num_classes=10)
-    runs = trainer(tmp_path)
-    runs.fit(module, datamodule=shapes())
-    assert runs.callback_metrics["learning_rate"].item() == pytest.approx(0.05)
+def test_rates_and_losses_are_logged_by_step(tmp_path: Path) -> None:
+    module = Classifier(MODEL, OPTIMIZER | {"norm_lr_scale": 64.0, "schedule": "constant"}, CLASSES)
+    monitor = pl.callbacks.LearningRateMonitor(logging_interval="step")
+    logger = CSVLogger(tmp_path)
+    trainer(tmp_path, callbacks=[monitor], logger=logger, log_every_n_steps=1).fit(module, datamodule=shapes())
+    rates = {name: {round(rate, 6) for rate in found} for name, found in monitor.lrs.items()}
+    assert rates == {
+        "learning_rate/weights": {0.05},
+        "learning_rate/localization": {0.05},
+        "learning_rate/norms": {3.2},
+    }
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
+    (mean,) = (float(row["train/loss"]) for row in rows if row["train/loss"])
+    assert len(losses) == 3 and mean == pytest.approx(sum(losses) / 3, rel=1e-4)
 
 
 def test_the_first_layer_is_whitened_once(tmp_path: Path) -> None:
@@ -171,7 +190,7 @@ def test_the_first_layer_is_whitened_once(tmp_path: Path) -> None:
     trainer(tmp_path).fit(module, datamodule=data)
     batches = data.train_dataloader()
     alone = Whitening()
-    alone.fit(batches.normalize(batches.images))
+    alone.fit(module.normalization(batches.images))
     torch.testing.assert_close(layer.weight, alone.weight)
     other = ShapesDataModule(train_images=40, test_images=10, batch_size=20, seed=5)
     trainer(tmp_path).fit(module, datamodule=other)

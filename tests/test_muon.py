@@ -46,7 +46,7 @@ def test_filters_keep_their_length_and_all_else_is_trained_by_sgd() -> None:
     net = nn.Sequential(ConvNorm(3, 8), nn.Flatten(), nn.Linear(8 * 16, 2))
     twin = nn.Sequential(ConvNorm(3, 8), nn.Flatten(), nn.Linear(8 * 16, 2))
     twin.load_state_dict(net.state_dict())
-    settings = {"lr": 0.01, "schedule": "constant", "momentum": 0.9, "nesterov": True, "norm_lr": 4.0}
+    settings = {"lr": 0.01, "schedule": "constant", "momentum": 0.9, "nesterov": True, "norm_lr_scale": 4.0}
     muon, _ = Optimization(algorithm="muon", **settings).build(net, 10)  # type: ignore[arg-type]
     sgd, _ = Optimization(algorithm="sgd", **settings).build(twin, 10)  # type: ignore[arg-type]
     for _ in range(3):

@@ -1,59 +1,11 @@
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms.functional import normalize
 
-from stn.layers import Affine, ConvLocalization, SpatialTransformer, Warp
-from stn.networks import ConvNet, ConvNorm, LeNet5, Residual, Whitening, WideConvNet, sequential, transformed
-from stn.optimization import Optimization
-
-
-def placed(placement: Any, warp: Warp | None = None) -> nn.Sequential:
-    torch.manual_seed(0)
-    return transformed(
-        partial(WideConvNet, widths=[8, 12], convolutions=[1, 1]),
-        partial(ConvLocalization, channels=[4], kernels=[5], hidden=8),
-        warp or Affine(),
-        SpatialTransformer,
-        placement,
-    )
-
-
-@pytest.mark.parametrize(
-    ("placement", "names"),
-    [
-        ("none", ["classifier"]),
-        ("input", ["transformer", "classifier"]),
-        ("features", ["stage_1", "transformer_1", "classifier"]),
-        ("deep", ["transformer", "stage_1", "transformer_1", "stage_2", "transformer_2", "classifier"]),
-        ("parallel", ["transformer", "classifier"]),
-        ("shared", ["transformer", "classifier"]),
-    ],
-)
-def test_transformers_stand_where_they_are_placed(placement: str, names: list[str]) -> None:
-    network, images = placed(placement).eval(), torch.rand(2, 3, 32, 32)
-    assert [name for name, _ in network.named_children()] == names
-    assert network(images).shape == (2, 10)
-
-
-@pytest.mark.parametrize("placement", ["input", "features", "deep", "shared"])
-def test_a_new_transformer_anywhere_changes_nothing(placement: str) -> None:
-    network, images = placed(placement).eval(), torch.rand(2, 3, 32, 32)
-    bare = nn.Sequential(*[stage for name, stage in network.named_children() if not name.startswith("transformer")])
-    torch.testing.assert_close(network(images), bare(images), atol=1e-4, rtol=1e-4)
-
-
-def test_a_shared_stage_is_the_classifiers_own_and_trains_at_its_rate() -> None:
-    network = placed("shared")
-    stage = network.get_submodule("classifier.0")
-    assert network.get_submodule("transformer.localization.0") is stage
-    groups = Optimization("sgd", 1.0, "constant", localization_lr=0.1).groups(network)
-    rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
-    assert all(rates[parameter] == 1.0 for parameter in stage.parameters() if parameter.requires_grad)
-    assert all(rates[parameter] == 0.1 for parameter in network.get_submodule("transformer.head").parameters())
-    assert all(rates[p] == 0.1 for p in network.get_submodule("transformer.localization.1").parameters())
+from stn.networks import ConvNet, ConvNorm, LeNet5, Normalization, Residual, Whitening, WideConvNet
 
 
 def test_images_side_by_side_are_whitened_alike() -> None:
@@ -64,10 +16,34 @@ def test_images_side_by_side_are_whitened_alike() -> None:
     torch.testing.assert_close(two(torch.cat((images, images), dim=1)), one(images).repeat(1, 2, 1, 1))
 
 
-def test_sequential_keeps_names_and_order() -> None:
-    net = sequential(first=nn.Linear(3, 4), second=nn.Linear(4, 2))
-    assert [name for name, _ in net.named_children()] == ["first", "second"]
-    assert net(torch.rand(5, 3)).shape == (5, 2)
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_images_of_any_number_of_channels_are_whitened(channels: int) -> None:
+    images = torch.rand(4, channels, 9, 9)
+    layer = Whitening(in_channels=channels)
+    layer.fit(images)
+    assert layer(images).shape == (4, 8 * channels, 8, 8)
+
+
+def test_channels_beyond_the_images_keep_their_filters() -> None:
+    """As θ's are, where it is appended to the image."""
+    images, appended = torch.rand(4, 3, 9, 9), torch.rand(4, 2, 9, 9)
+    one, more = Whitening(), Whitening(in_channels=5)
+    for layer in (one, more):
+        layer.fit(images)
+    found = more(torch.cat((images, appended), dim=1))
+    torch.testing.assert_close(found[:, :24], one(images))
+    assert found[:, 24:].abs().min(dim=0).values.max() > 0
+
+
+def test_normalization_is_torchvisions_for_bytes_and_floats() -> None:
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    layer = Normalization()
+    assert torch.equal(layer(images), images / 255)
+    layer.fit(mean, std)
+    for pixels in (images, images / 255):
+        torch.testing.assert_close(layer(pixels), normalize(images / 255, mean, std))
+    assert set(layer.state_dict()) == {"mean", "std"}
 
 
 @pytest.mark.parametrize(
@@ -136,6 +112,12 @@ def test_residual_adds_its_input() -> None:
 def test_the_tutorials_network_names_what_does_not_fit(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="channels must be two numbers and hidden one"):
         ConvNet(**options)
+
+
+def test_wide_net_names_images_that_are_too_small() -> None:
+    with pytest.raises(ValueError, match="image_size 4 is too small for 2 stages that halve it"):
+        WideConvNet(widths=[8, 8], convolutions=[1, 1], image_size=4)
+    assert WideConvNet(widths=[8, 8], convolutions=[1, 1], image_size=5).eval()(torch.rand(1, 3, 5, 5)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("convolutions", [[1], [1, 3]])

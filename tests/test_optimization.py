@@ -1,4 +1,5 @@
 import math
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -6,14 +7,13 @@ import torch
 from torch import nn
 
 from stn.layers import ConvLocalization, SpatialTransformer
-from stn.networks import sequential
 from stn.optimization import Optimization
 
 
 def network() -> nn.Sequential:
     localization = ConvLocalization(channels=[4], kernels=[3], hidden=8)
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    return sequential(transformer=SpatialTransformer(localization), classifier=body)
+    return nn.Sequential(OrderedDict(transformer=SpatialTransformer(localization), classifier=body))
 
 
 def make(**changes: Any) -> Optimization:
@@ -24,7 +24,7 @@ def make(**changes: Any) -> Optimization:
 def test_each_parameter_is_in_the_group_it_belongs_to(algorithm: str) -> None:
     net = network()
     settings = {"algorithm": algorithm, "momentum": 0.9, "nesterov": True}
-    groups = make(weight_decay=0.5, localization_lr=0.01, norm_lr=8.0, **settings).groups(net)
+    groups = make(weight_decay=0.5, localization_lr_scale=0.01, norm_lr_scale=8.0, **settings).groups(net)
     found = {
         name: (group["lr"], group["weight_decay"])
         for group in groups
@@ -59,7 +59,7 @@ def test_schedule_by_step(schedule: str, expected: list[float]) -> None:
 
 
 def test_one_cycle_peaks_after_the_warmup_and_ends_near_nothing() -> None:
-    optimizer, scheduler = make(schedule="one_cycle", warmup=0.3, localization_lr=0.1).build(network(), steps=100)
+    optimizer, scheduler = make(schedule="one_cycle", warmup=0.3, localization_lr_scale=0.1).build(network(), steps=100)
     rates = []
     for _ in range(100):
         rates.append(sorted({group["lr"] for group in optimizer.param_groups}))
@@ -92,13 +92,13 @@ def test_fused_unless_told_otherwise_or_clipped(algorithm: str) -> None:
     [
         ({"lr": 0.0}, "lr must be above 0, not 0.0"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative, not -1.0"),
-        ({"localization_lr": -2.0}, "localization_lr must not be negative, not -2.0"),
-        ({"norm_lr": -0.5}, "norm_lr must not be negative, not -0.5"),
+        ({"localization_lr_scale": -2.0}, "localization_lr_scale must not be negative, not -2.0"),
+        ({"norm_lr_scale": -0.5}, "norm_lr_scale must not be negative, not -0.5"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
         ({"nesterov": True}, "nesterov=True needs a momentum above 0"),
-        ({"filter_lr": -0.5}, "filter_lr must not be negative, not -0.5"),
+        ({"filter_lr_scale": -0.5}, "filter_lr_scale must not be negative, not -0.5"),
         ({"algorithm": "muon"}, "algorithm=muon needs nesterov=True"),
-        ({"filter_lr": 0.5}, "filter_lr=0.5 is for algorithm=muon, not sgd"),
+        ({"filter_lr_scale": 0.5}, "filter_lr_scale=0.5 is for algorithm=muon, not sgd"),
         ({"warmup": 0.0}, "warmup must lie between 0 and 1, not 0.0"),
     ],
 )

@@ -6,11 +6,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from conftest import ROOT, environment
 
 import stn
 
-ROOT = Path(__file__).resolve().parent.parent
 BLOCKED = (
     "pytorch_lightning",
     "hydra",

@@ -2,21 +2,20 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
-from stn.benchmark.train import CASES, STOPWATCH, TUTORIAL_IMAGES, WORKERS, Stopwatch, accelerator, composed
+from stn.benchmark.train import CASES, TUTORIAL_IMAGES, WORKERS, Stopwatch, accelerator, composed
 from stn.benchmark.tutorial import tutorials
-from stn.config import ConfigError
-from stn.train import build_data, keep_freed_memory, train
+from stn.build import build_data, read_data
+from stn.errors import InputError
+from stn.process import tune_malloc
+from stn.training import train
 
 EXPERIMENTS = ("fast67", "fast94")
 GOALS = (0.60, 0.67, 0.90, 0.94)
@@ -30,11 +29,11 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
     its 50 epochs, at the speed it has here with the best number of workers. "the end" is that of the last epoch, with
     the test accuracy. `overrides` name the data.
     """
-    keep_freed_memory()
-    made = [f"trainer.accelerator={accelerator(device)}", STOPWATCH, *overrides]
+    tune_malloc()
+    made = [f"trainer.accelerator={accelerator(device)}", *overrides]
     for experiment in EXPERIMENTS:  # what is wrong is said before anything is timed
         with composed([f"experiment={experiment}", *made]) as config:
-            build_data(config)
+            read_data(build_data(config), "fit", "test")
     with composed([*CASES["LeNet-5 STN"], f"trainer.accelerator={accelerator(device)}"]) as config:
         speed = 0.0
         for workers in WORKERS:
@@ -50,7 +49,7 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
                 epochs, score = run(config)
             if not epochs:
                 every = config.trainer.check_val_every_n_epoch
-                raise ConfigError(f"{experiment} ended before trainer.check_val_every_n_epoch={every}: choose fewer")
+                raise InputError(f"{experiment} ended before trainer.check_val_every_n_epoch={every}: choose fewer")
             scores.append(score)
             whole.append(epochs[-1][0])
             for goal in GOALS:
@@ -63,11 +62,10 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
 
 def run(config: DictConfig) -> tuple[list[tuple[float, float]], float]:
     """Seconds and validation accuracy after each epoch of a run, and its test accuracy."""
+    stopwatch = Stopwatch()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        if train(config):
-            raise KeyboardInterrupt
-    metrics = json.loads((Path(HydraConfig.get().runtime.output_dir) / "metrics.json").read_text())
-    return list(Stopwatch.epochs), metrics["test_accuracy"]
+        metrics = train(config, [stopwatch])
+    return stopwatch.epochs, metrics["test_accuracy"]
 
 
 def row(what: str, goal: str, scores: list[float], seconds: list[float], fifty: float) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Images a second that are augmented: whole batches, beside torchvision one by one, and an epoch of training."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
@@ -14,9 +13,11 @@ from torchvision import transforms
 
 from stn.benchmark.timing import interleaved, ratio
 from stn.benchmark.train import CASES, accelerator, bare_loop, composed, settings, training_batches
+from stn.build import build_data, read_data
 from stn.data.batches import Augmentation, Batches
 from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
-from stn.train import build_data, keep_freed_memory
+from stn.networks import Normalization
+from stn.process import tune_malloc
 
 IMAGES = 10_000
 ONE_BY_ONE = 500
@@ -29,24 +30,26 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
     Beside torchvision: mirrored, shifted by 4, normalized, a square of 8 cut out. Beside an epoch of training, which
     they are a part of: the inverse is their share.
     """
-    keep_freed_memory()  # for all arms alike
+    tune_malloc()  # for all arms alike
     made = {
         name: [*settings(case, overrides), f"trainer.accelerator={accelerator(device)}", *overrides]
         for name, case in CASES.items()
     }
     for composition in made.values():  # what is wrong is said before anything is timed
         with composed(composition) as config:
-            build_data(config)
+            read_data(build_data(config), "fit")
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
+    normalization = Normalization().to(device)
+    normalization.fit(CIFAR10_MEAN, CIFAR10_STD)
     arms: dict[str, Callable[[], object]] = {
-        "batches": partial(drain, batched(images, device)),
+        "batches": partial(drain, batched(images, device), normalization),
         "one by one": one_by_one(images),
     }
     yield row("torchvision, one by one, in one process", interleaved(arms, rounds, device), IMAGES, ONE_BY_ONE)
     for name, composition in made.items():
         with composed(composition) as config:
-            batches = training_batches(config, device)
-            arms = {"batches": partial(drain, batches), "epoch": bare_loop(config, device)}
+            batches = training_batches(read_data(build_data(config), "fit"), device)
+            arms = {"batches": partial(drain, batches, normalization), "epoch": bare_loop(config, device)}
             count = len(batches) * batches.batch_size
             yield row(f"an epoch: {name}", interleaved(arms, rounds, device), count, count)
 
@@ -65,9 +68,10 @@ def row(beside: str, seconds: dict[str, list[float]], count: int, count_there: i
     }
 
 
-def drain(batches: Batches) -> None:
-    """A pass over batches that are not used."""
-    deque(batches, maxlen=0)
+def drain(batches: Batches, normalization: Normalization) -> None:
+    """A pass over batches, normalized and not used."""
+    for images, _ in batches:
+        normalization(images)
 
 
 def batched(images: np.ndarray, device: torch.device) -> Batches:
@@ -78,7 +82,6 @@ def batched(images: np.ndarray, device: torch.device) -> Batches:
         torch.zeros(len(images), dtype=torch.long, device=device),
         batch_size=BATCH,
         mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
         augmentation=Augmentation(flip=True, shift=4, cutout=8),
     )
 

@@ -18,8 +18,8 @@ from stn.config import fastest_precision
 from stn.data.batches import Augmentation, Batches
 from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
 from stn.layers import ConvLocalization, SpatialTransformer
-from stn.networks import ConvNet
-from stn.train import keep_freed_memory
+from stn.networks import ConvNet, Normalization
+from stn.process import tune_malloc
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,19 @@ def alone(setting: Setting, rounds: int, device: torch.device) -> tuple[float, f
 
 def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, float]:
     """Trains the setting: median images a second over `rounds` stretches of steps, and the process's peak in MiB."""
-    keep_freed_memory()
+    tune_malloc()
     setting, device = Setting(**values), torch.device(where)
     images = torch.randint(0, 256, (setting.images, 3, setting.size, setting.size), dtype=torch.uint8, device=device)
     batches = Batches(
         images,
         torch.randint(0, 10, (setting.images,), device=device),
         batch_size=setting.batch,
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
         augmentation=Augmentation(flip=True, shift=4),
     )
     layers = [SpatialTransformer(ConvLocalization(image_size=setting.size)) for _ in range(setting.transformers)]
-    net = torch.nn.Sequential(*layers, ConvNet(image_size=setting.size)).to(device)
+    normalization = Normalization()
+    normalization.fit(CIFAR10_MEAN, CIFAR10_STD)
+    net = torch.nn.Sequential(normalization, *layers, ConvNet(image_size=setting.size)).to(device)
     net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
     dtype = PRECISIONS[fastest_precision(device.type)]

@@ -7,21 +7,24 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from matplotlib.axes import Axes
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from stn import config as configs
 from stn.benchmark.timing import ratio, synchronize
 from stn.benchmark.tutorial import tutorials
+from stn.build import build_classifier, build_data, read_data
+from stn.check import check
+from stn.config import compose
 from stn.data.batches import Batches
-from stn.train import build, build_classifier, build_data, keep_freed_memory, train
+from stn.data.resident import ResidentDataModule
+from stn.errors import InputError
+from stn.process import tune_malloc
+from stn.training import train
 
 # The network of the second published system as that trained it, the default, and fast94, whose images grow no more;
 # on images that the program makes.
@@ -36,25 +39,24 @@ CASES = {
         "data.flip=true",
     ],
 }
-STOPWATCH = "+callbacks.stopwatch._target_=stn.benchmark.train.Stopwatch"
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 WORKERS = (0, 2, 4)
 TUTORIAL_IMAGES = 3200
 
 
 class Stopwatch(pl.Callback):
-    """Images a second between the first and the last step of each epoch; when those validated ended, and their scores.
+    """Times a run.
 
-    The program makes the callback, by its config: the run's figures are the class's.
+    speeds: images a second between the first and the last step of each epoch.
+    epochs: for each epoch that was validated, the seconds since the start of training, and its accuracy.
     """
 
-    speeds: ClassVar[list[float]] = []
-    epochs: ClassVar[list[tuple[float, float]]] = []
+    def __init__(self) -> None:
+        self.speeds: list[float] = []
+        self.epochs: list[tuple[float, float]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.began = time.perf_counter()
-        Stopwatch.speeds.clear()
-        Stopwatch.epochs.clear()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validated = False
@@ -70,21 +72,21 @@ class Stopwatch(pl.Callback):
         if batch_idx + 1 == trainer.num_training_batches:
             synchronize(pl_module.device)
             images = (batch_idx + 1) * len(batch[0])
-            Stopwatch.speeds.append(images / (time.perf_counter() - self.started))
+            self.speeds.append(images / (time.perf_counter() - self.started))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.validated:  # what is logged otherwise is an earlier epoch's score, or none
             score = trainer.callback_metrics["val/accuracy"].item()
-            Stopwatch.epochs.append((time.perf_counter() - self.began, score))
+            self.epochs.append((time.perf_counter() - self.began, score))
 
 
 def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each network and arm: images a second, and how many times as many this project's command trains."""
-    keep_freed_memory()  # for all arms alike
+    tune_malloc()  # for all arms alike
     for name, case in CASES.items():
-        made = [*settings(case, overrides), STOPWATCH, "trainer.max_epochs=1"]
+        made = [*settings(case, overrides), "trainer.max_epochs=1"]
         made += [f"trainer.accelerator={accelerator(device)}", *overrides]
-        with composed([*made, "model/placement=none"]) as config:
+        with composed([*made, "model.placement=none"]) as config:
             without = bare_loop(config, device)
         with composed(made) as config, contextlib.ExitStack() as processes:
             arms: dict[str, Callable[[], float]] = {
@@ -121,14 +123,10 @@ def settings(case: list[str], overrides: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def composed(overrides: list[str]) -> Iterator[DictConfig]:
-    """The config that a command line composes, with a run's folder that goes when it is left."""
-    configs.register()
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(configs.folder(), version_base="1.3"):
-        config = compose("config", [*overrides, f"hydra.runtime.output_dir={folder}"], return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        with open_dict(config):
-            del config["hydra"]
-        configs.check(config)
+    """The config of a run in a temporary folder. Raises InputError for overrides that cannot be meant."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = compose(overrides, folder)
+        check(config)
         yield config
 
 
@@ -142,35 +140,35 @@ def command(config: DictConfig) -> float:
 
     What comes between epochs (validation, pictures, checkpoints) is not counted.
     """
+    stopwatch = Stopwatch()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        if train(config):
-            raise KeyboardInterrupt
-    return Stopwatch.speeds[-1]
+        train(config, [stopwatch])
+    return stopwatch.speeds[-1]
 
 
 def bare_loop(config: DictConfig, device: torch.device) -> Callable[[], float]:
     """The same network, precision, optimizer and batches in the shortest loop that trains."""
     precision = str(config.trainer.precision)
     if precision not in PRECISIONS:
-        raise configs.ConfigError(f"the bare loop trains in {' or '.join(PRECISIONS)}, not {precision}")
+        raise InputError(f"the bare loop trains in {' or '.join(PRECISIONS)}, not {precision}")
     if config.trainer.gradient_clip_val:
-        raise configs.ConfigError(
+        raise InputError(
             f"the bare loop clips no gradients: leave trainer.gradient_clip_val={config.trainer.gradient_clip_val} out"
         )
     torch.set_float32_matmul_precision(config.matmul_precision)
-    batches = training_batches(config, device)
-    classifier = build_classifier(config)
-    net = classifier.net.to(device).train()
+    data = read_data(build_data(config), "fit")
+    batches = training_batches(data, device)
+    classifier = build_classifier(config, data).to(device).train()
+    classifier.normalization.fit(data.mean, data.std)
     if config.compile:
-        net.compile(mode=config.compile)
-    optimizer, schedule = build(config.optimizer, "optimizer").build(net, 1_000_000)
+        classifier.net.compile(mode=config.compile)
+    optimizer, schedule = classifier.optimization.build(classifier.net, 1_000_000)
 
     def epoch() -> float:
         synchronize(device)
         started, images = time.perf_counter(), 0
         for image, label in batches:
-            image = image.contiguous(memory_format=classifier.memory_format)
-            train_step(net, optimizer, image, label, PRECISIONS[precision], config.label_smoothing)
+            train_step(classifier, optimizer, image, label, PRECISIONS[precision], config.label_smoothing)
             schedule.step()
             images += len(image)
         synchronize(device)
@@ -196,12 +194,11 @@ def train_step(
     optimizer.step()
 
 
-def training_batches(config: DictConfig, device: torch.device) -> Batches:
-    """The training batches of a config, from images on the device."""
-    batches = build_data(config).train_dataloader()
-    batches.images, batches.labels = batches.images.to(device), batches.labels.to(device)
-    batches.mean, batches.std = batches.mean.to(device), batches.std.to(device)
-    return batches
+def training_batches(data: ResidentDataModule, device: torch.device) -> Batches:
+    """The training batches of a data set that was read, from images on the device."""
+    for tensors in (data.images, data.labels):
+        tensors["train"] = tensors["train"].to(device)
+    return data.train_dataloader()
 
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:

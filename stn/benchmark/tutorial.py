@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from stn.benchmark.timing import synchronize
-from stn.train import build_classifier
+from stn.build import build_classifier, build_data
 
 
 class OneByOne(Dataset):
@@ -42,7 +42,7 @@ def tutorial(config: DictConfig, images: int, workers: int, device: torch.device
     loader = DataLoader(
         data, batch_size=config.data.batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
     )
-    net = build_classifier(config).net.to(device).to(memory_format=torch.contiguous_format).train()
+    net = build_classifier(config, build_data(config)).net.to(device).to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
 
     def epoch() -> float:

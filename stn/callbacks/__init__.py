@@ -1,10 +1,10 @@
 """What is logged and drawn while a network trains."""
 
 from stn.callbacks.history import History
-from stn.callbacks.network_summary import NetworkSummary
+from stn.callbacks.progress import progress_bar
 from stn.callbacks.progressive_resizing import ProgressiveResizing
 from stn.callbacks.theta_monitor import ThetaMonitor
 from stn.callbacks.warp_gallery import WarpGallery
 from stn.callbacks.weight_average import WeightAverage
 
-__all__ = ["History", "NetworkSummary", "ProgressiveResizing", "ThetaMonitor", "WarpGallery", "WeightAverage"]
+__all__ = ["History", "ProgressiveResizing", "ThetaMonitor", "WarpGallery", "WeightAverage", "progress_bar"]

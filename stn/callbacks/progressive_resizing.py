@@ -1,21 +1,22 @@
-"""Small images first."""
+"""Trains on small images first."""
 
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from stn.config import ConfigError
+from stn.errors import InputError
 from stn.layers import SpatialTransformer
 
 
 class ProgressiveResizing(pl.Callback):
-    """Trains on small images first: the transformer on the input reads fewer pixels, more with each epoch.
+    """Trains on small images first: the transformer on the input reads few pixels, and more with each epoch.
 
-    `start` pixels a side in the first epoch, in steps of 4 up to the image's own size from `until` of the epochs on
-    (M. Tan and Q. Le 2021, "EfficientNetV2", section 4). Validation, pictures and test have the size of the image.
-    Raises ValueError for values out of range, ConfigError for a network that has no such transformer or takes no images
-    so small.
+    start: the side in pixels in the first epoch; it grows in steps of 4.
+    until: the share of all epochs after which the images have their own size.
+    Validation, pictures and test use the image's own size (M. Tan and Q. Le 2021, "EfficientNetV2", section 4).
+    Raises ValueError for values out of range. Raises InputError when training begins if the network has no transformer
+    on the input, or takes no images so small.
     """
 
     def __init__(self, start: int = 20, until: float = 0.5) -> None:
@@ -29,25 +30,25 @@ class ProgressiveResizing(pl.Callback):
         net = pl_module.get_submodule("net")
         first = next(net.children())
         self.readers = [part for part in (first, *first.children()) if isinstance(part, SpatialTransformer)]
-        images = trainer.datamodule.val_dataloader().normalize(trainer.datamodule.images["val"][:2])  # type: ignore[attr-defined]
+        images = pl_module.get_submodule("normalization")(trainer.datamodule.images["val"][:2])  # type: ignore[attr-defined]
         self.full = images.shape[2]
         without = "leave it out by ~callbacks.resizing"
         if not self.readers or any(reader.output_size for reader in self.readers):
-            raise ConfigError(
+            raise InputError(
                 f"callbacks.resizing needs a transformer on the input whose output_size is unset; or {without}"
             )
         if self.full <= self.start:
-            raise ConfigError(
+            raise InputError(
                 f"callbacks.resizing.start={self.start} must be less than the images' {self.full} pixels; or {without}"
             )
         self._read(self.start)
         precision = trainer.precision_plugin
         try:
-            # Once, and in no shape that training compiles for.
+            # Uncompiled: training would compile for this size too.
             with torch.no_grad(), torch.compiler.set_stance("force_eager"), precision.forward_context():
-                net.eval()(precision.convert_input(images))
+                net.eval()(images)
         except RuntimeError as error:
-            raise ConfigError(
+            raise InputError(
                 f"callbacks.resizing.start={self.start}: this model takes no images so small; choose a larger start or "
                 f"model=wide, or {without}"
             ) from error

@@ -23,12 +23,12 @@ OUTLINE = "red"
 
 
 class WarpGallery(pl.Callback):
-    """After every validation epoch: originals with the outline of the sampled region, and what was sampled.
+    """Draws a picture for each transformer after every validation: images, the regions it reads, and what it reads.
 
-    `images` are chosen once from the validation set, spread over the classes. One picture for each transformer in
-    the network, with the whole image warped as that transformer warps what it is given; kept as
-    `folder`/warps/<transformer>_epoch_<n>.png, logged to TensorBoard, and at the end joined into
-    `folder`/warps_<transformer>.gif.
+    images: how many, chosen once from the validation set and spread over the classes. The whole image is warped, also
+    where the transformer reads a feature map. The pictures are `folder`/warps/<transformer>_epoch_<n>.png, TensorBoard
+    has them too, and at the end of training they become the animation `folder`/warps_<transformer>.gif.
+    Raises ValueError for no images.
     """
 
     def __init__(self, folder: str, images: int = 20) -> None:
@@ -42,7 +42,6 @@ class WarpGallery(pl.Callback):
         assert isinstance(data, ResidentDataModule)
         self.chosen = spread_over_classes(data.labels["val"].cpu(), self.count)
         self.originals = data.images["val"][self.chosen.to(data.images["val"].device)]
-        self.inputs = data.val_dataloader().normalize(self.originals)
         self.names = [data.classes[label] for label in data.labels["val"].cpu()[self.chosen]]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -51,7 +50,7 @@ class WarpGallery(pl.Callback):
         epoch = trainer.current_epoch + 1
         network = pl_module.get_submodule("net")
         with trainer.precision_plugin.forward_context():
-            found = thetas(network, trainer.precision_plugin.convert_input(self.inputs))
+            found = thetas(network, pl_module.get_submodule("normalization")(self.originals))
         for name, transformer in transformers(network).items():
             picture = draw(transformer, found[name], self.originals, self.names, f"{name}, epoch {epoch}")
             path = self.folder / "warps" / f"{name}_epoch_{epoch:03d}.png"
@@ -99,7 +98,7 @@ def square_outline(per_side: int = 24) -> Tensor:
 
 @torch.no_grad()
 def draw(transformer: SpatialTransformer, theta: Tensor, images: Tensor, names: list[str], title: str) -> Image.Image:
-    """Originals (N, 3, H, W) uint8 with the outline of the region that θ (N, P) samples, and the samples below them."""
+    """Images (N, C, H, W) uint8 with the outline of the region that θ (N, P) samples, and below them the samples."""
     height, width = images.shape[-2:]
     warped = transformer.transform(images.float(), theta).round().clamp(0, 255).byte()
     outline = transformer.to_input(theta, square_outline().to(theta))
@@ -127,8 +126,12 @@ def draw(transformer: SpatialTransformer, theta: Tensor, images: Tensor, names: 
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """An image (3, H, W) uint8 as a cell of the gallery, its pixels kept as squares."""
-    picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    """An image (C, H, W) uint8 as a cell of the gallery, its pixels kept as squares.
+
+    Of one or two channels the first is shown as grey, of more the first three as red, green and blue.
+    """
+    shown = image[:3] if len(image) > 2 else image[:1].expand(3, -1, -1)
+    picture = Image.fromarray(shown.permute(1, 2, 0).cpu().contiguous().numpy())
     cell = Image.new("RGB", (CELL, CELL), "white")
     cell.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (GAP, GAP))
     return cell

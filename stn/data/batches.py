@@ -10,13 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Flips, shifts and cutout for a whole batch at once, each image with its own draw.
+    """Augments a whole batch at once, with a random draw for each image.
 
-    flip: mirror half of the images, and in the next epoch the other half (alternating flip: K. Jordan 2024, "94% on
-    CIFAR-10 in 3.29 seconds on a single GPU", section 3.6). shift: move by up to so many pixels each way, the
-    uncovered border reflected. cutout: side in pixels of a square set to the mean colour (DeVries and Taylor 2017); 0
-    for none. cutmix: the part of the images, from 0 to 1, that get a rectangle of another image of the batch, and its
-    class in proportion to the area (Yun et al. 2019).
+    flip: mirrors half of the images, and in the next epoch the other half (alternating flip: K. Jordan 2024, "94% on
+        CIFAR-10 in 3.29 seconds on a single GPU", section 3.6).
+    shift: the largest shift in pixels along each axis; the uncovered border is a reflection.
+    cutout: side in pixels of a square that is set to the mean colour (DeVries and Taylor 2017); 0 for none.
+    cutmix: the share of images, from 0 to 1, in which a rectangle is replaced by that of another image. The label is
+        mixed in proportion to the area (Yun et al. 2019).
     """
 
     flip: bool = False
@@ -32,7 +33,7 @@ class Augmentation:
         return first if epoch % 2 == 0 else ~first
 
     def move(self, images: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (N, C, H, W) of any dtype, mirrored where `mirrored` (N,) says, each shifted: rows, then columns."""
+        """Mirrors the images (N, C, H, W) for which `mirrored` (N,) is true, and shifts each at random."""
         if not (self.flip or self.shift):
             return images
         count, channels, height, width = images.shape
@@ -43,19 +44,19 @@ class Augmentation:
         moved = images.reshape(-1, width).index_select(0, (first + rows[:, None, :]).flatten()).view_as(images)
         return moved.gather(3, columns[:, None, None, :].expand_as(images))
 
-    def erase(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Sets a square of each of the normalized images (N, C, H, W), in place, to 0, their mean colour."""
+    def erase(self, images: Tensor, fill: Tensor, generator: torch.Generator) -> Tensor:
+        """Sets a square in each of the images (N, C, H, W) to the colour `fill` (C, 1, 1)."""
         if not self.cutout:
             return images
         count, _, height, width = images.shape
         top, left = (torch.randint(1 - self.cutout, size, (count,), generator=generator) for size in (height, width))
         square = rectangle(height, width, top, left, top + self.cutout, left + self.cutout)
-        return images.masked_fill_(square.to(images.device), 0)
+        return torch.where(square.to(images.device), fill, images)
 
     def mix(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (N, C, H, W) with rectangles of each other, and the share of each class in them, (N, classes)."""
         count, _, height, width = images.shape
-        # A share of the area that is uniform, its centre anywhere in the image.
+        # The share of the area is uniform, and the centre anywhere in the image.
         side = (
             torch.rand(count, generator=generator).sqrt() / 2 * (torch.rand(count, generator=generator) < self.cutmix)
         )
@@ -70,13 +71,13 @@ class Augmentation:
         return torch.where(inside, images.roll(1, 0), images), shares.lerp(shares.roll(1, 0), share)
 
     def _source(self, count: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        """For each image, which row (or column) of it each row of the shifted one is: (count, size)."""
+        """The source row (or column) of each row (or column) of each shifted image, (count, size)."""
         index = torch.arange(size) + torch.randint(-self.shift, self.shift + 1, (count, 1), generator=generator)
         return ((size - 1) - (index.abs() - (size - 1)).abs()).to(device)
 
 
 def rectangle(height: int, width: int, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
-    """For each of N images, which pixels lie from top, left to bottom, right, each (N,): (N, 1, height, width)."""
+    """A mask for each of N images, true from top, left to bottom, right, each (N,): (N, 1, height, width)."""
     row, column = torch.arange(height), torch.arange(width)
     rows = (row >= top[:, None]) & (row < bottom[:, None])
     columns = (column >= left[:, None]) & (column < right[:, None])
@@ -84,13 +85,12 @@ def rectangle(height: int, width: int, top: Tensor, left: Tensor, bottom: Tensor
 
 
 class Batches:
-    """An iterable of (images, labels): float32 normalized (N, C, H, W) and int64 (N,), anew at each iteration.
+    """An iterable of (images, labels): uint8 (N, C, H, W) and int64 (N,), or shares float32 (N, classes) with CutMix.
 
-    Where images are mixed, labels are the share of each class, float32 (N, classes).
-
-    With an augmentation, the order and the distortions are drawn from `seed` and the epoch, so that a run repeats
-    itself, and the last incomplete batch is left out. Without one, every image comes once, in order.
-    `rank` and `ranks` share a pass among processes; all get the same number of batches in training.
+    With an augmentation, the order and the random draws depend on `seed` and the epoch alone, and the last, incomplete
+    batch is left out. Without one, every image comes once, in order.
+    mean: of each channel in [0, 1], the colour that cutout fills with.
+    rank, ranks: this process and their number; each gets its own images, and as many training batches as the others.
     """
 
     def __init__(
@@ -99,8 +99,7 @@ class Batches:
         labels: Tensor,
         *,
         batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] = (),
         classes: int = 10,
         augmentation: Augmentation | None = None,
         seed: int = 0,
@@ -108,9 +107,7 @@ class Batches:
         ranks: int = 1,
     ) -> None:
         self.images, self.labels, self.batch_size, self.classes = images, labels, batch_size, classes
-        channels = (1, len(mean), 1, 1)
-        self.mean = torch.tensor(mean, device=images.device).view(channels) * 255
-        self.std = torch.tensor(std, device=images.device).view(channels) * 255
+        self.fill = (torch.tensor(mean) * 255).round().to(torch.uint8).to(images.device)[:, None, None]
         self.augmentation, self.seed, self.rank, self.ranks = augmentation, seed, rank, ranks
         self.epoch = 0
 
@@ -120,15 +117,15 @@ class Batches:
             return len(self.images) // self.ranks // self.batch_size
         return -(-share // self.batch_size)
 
-    batch_sampler = None  # Lightning looks for both, and announces each epoch to the sampler.
+    batch_sampler = None  # Lightning looks for this and `sampler`, and calls the sampler's `set_epoch`.
 
     @property
     def sampler(self) -> "Batches":
-        """Itself, which draws its own order."""
+        """Itself: it draws its own order."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order and distortions come next."""
+        """Sets the epoch, which decides the order and the random draws of the next pass."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -139,8 +136,7 @@ class Batches:
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.images[self.rank :: self.ranks], self.labels[self.rank :: self.ranks]
-        for part, truth in zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True):
-            yield self.normalize(part), truth
+        yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
     def _shuffled(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
         seed = self.seed * 1_000_003 + self.epoch
@@ -150,9 +146,5 @@ class Batches:
         own = torch.Generator().manual_seed(seed * self.ranks + self.rank)
         for batch in order.split(self.batch_size)[: len(self)]:
             images = augmentation.move(self.images.index_select(0, batch), mirrored[batch], own)
-            images, labels = augmentation.erase(self.normalize(images), own), self.labels[batch]
+            images, labels = augmentation.erase(images, self.fill, own), self.labels[batch]
             yield augmentation.mix(images, labels, self.classes, own) if augmentation.cutmix else (images, labels)
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Images as the network sees them: uint8 (N, C, H, W) to float32 of mean 0 and deviation 1 a channel."""
-        return images.to(torch.float32).sub_(self.mean).div_(self.std)

@@ -13,6 +13,8 @@ from stn.data.resident import ResidentDataModule
 class CIFAR10DataModule(ResidentDataModule):
     """CIFAR-10 from `root`, downloaded there on first use: 50,000 + 10,000 images of 32 x 32, 10 classes."""
 
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
     def __init__(self, root: str = "data", **common: Any) -> None:
         super().__init__(**common)
         self.root = Path(root)
@@ -32,5 +34,4 @@ class CIFAR10DataModule(ResidentDataModule):
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         data = CIFAR10(self.root, train=train)
-        self.classes = list(data.classes)
         return torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)

@@ -1,4 +1,4 @@
-"""Any tree of images, one folder a class: the user's own, or a copy of CIFAR-10 as JPEG files."""
+"""Any tree of images, one folder for each class: the user's own, or CIFAR-10 as files."""
 
 import contextlib
 import hashlib
@@ -14,51 +14,60 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from stn.data.resident import ResidentDataModule
 
 log = logging.getLogger(__name__)
 
 LARGEST_KEPT = 2**30  # bytes
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # PIL's names
 
 
 class ImageFolderDataModule(ResidentDataModule):
-    """Images from `root`/train/<class>/... and `root`/test/<class>/..., as RGB (JPEG, PNG, TIFF and what else
-    torchvision takes for an image).
+    """Images from `root`/train/<class>/... and `root`/test/<class>/..., in the formats that torchvision takes.
 
-    Images of another size than `image_size` are resized to it, with a note. What was decoded, up to 1 GiB, is kept in
+    channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted.
+    Images of another size than `image_size` are resized, with a note. The decoded images, up to 1 GiB, are kept in
     `root` as .train-<fingerprint>.pt and .test-<fingerprint>.pt for the next run, until a file changes.
-    Raises OSError for a folder that is missing and ValueError for an empty class, classes that differ between train and
-    test, and an image that cannot be read, whose path it names.
+    Raises OSError for a missing folder, and ValueError for an empty class, classes that differ between train and test,
+    or a file that cannot be read as an image; each names the path.
     """
 
     def __init__(self, root: str = "data", **common: Any) -> None:
         self.root = Path(root)
-        class_folders(self.root / "train")  # before the base class wonders why there are no classes
+        # Whoever tests a network needs no training images.
+        first = next((split for split in ("train", "test") if (self.root / split).is_dir()), "train")
+        self.classes = class_folders(self.root / first)
         super().__init__(**common)
+        if self.channels not in MODES:
+            raise ValueError(f"channels must be one of {', '.join(map(str, MODES))} for image files")
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         folder = self.root / ("train" if train else "test")
-        classes = class_folders(folder)
-        if train:
-            self.classes = classes
-        elif classes != self.classes:
-            odd = sorted(set(classes) ^ set(self.classes))
+        odd = sorted(set(class_folders(folder)) ^ set(self.classes))
+        if odd:
             raise ValueError(
                 f"the classes of {folder} are not those of {self.root / 'train'}: only one of the two has {odd[0]!r}"
             )
-        paths = [image_files(folder / name) for name in classes]
-        labels = torch.tensor([label for label, files in enumerate(paths) for _ in files])
-        return self._images(folder, [path for files in paths for path in files]), labels
+        index = {name: label for label, name in enumerate(self.classes)}
+        found = make_dataset(folder, index, is_valid_file=is_image, allow_empty=True)
+        empty = set(index.values()) - {label for _, label in found}
+        if empty:
+            raise ValueError(
+                f"the class folder {folder / self.classes[min(empty)]} is empty: it must hold images "
+                f"({' '.join(IMG_EXTENSIONS)})"
+            )
+        return self._images(folder, [path for path, _ in found]), torch.tensor([label for _, label in found])
 
     def _images(self, folder: Path, paths: list[str]) -> Tensor:
-        """Images of files, uint8 (N, 3, H, W): as kept by an earlier run, if none has changed since; else decoded."""
-        kept = self.root / f".{folder.name}-{fingerprint(folder, paths, self.image_size)}.pt"
+        """The images of files, uint8 (N, C, H, W); as an earlier run kept them, if no file has changed since."""
+        mode = MODES[self.channels]
+        kept = self.root / f".{folder.name}-{fingerprint(folder, paths, mode, self.image_size)}.pt"
         with contextlib.suppress(OSError):
             found: Tensor = torch.load(kept, weights_only=True)
             return found
-        read, resized = decoded(paths, self.image_size)
+        read, resized = decode_files(paths, mode, self.image_size)
         if resized:
             side = self.image_size
             log.info("%s: %d of %d images resized to %d x %d", folder, resized, len(paths), side, side)
@@ -68,11 +77,11 @@ class ImageFolderDataModule(ResidentDataModule):
         return images
 
 
-def decoded(paths: list[str], side: int) -> tuple[np.ndarray, int]:
-    """The images of files, uint8 (N, side, side, 3), and how many were resized; by a process for each core.
+def decode_files(paths: list[str], mode: str, side: int) -> tuple[np.ndarray, int]:
+    """The images of files, uint8 (N, side, side, C), and how many were resized; decoded by a process for each core.
 
-    Where none can be forked, one after another: threads would wait for each other between small images. Raises
-    ValueError for a file that is no readable image.
+    Where processes cannot be forked, this process decodes them: threads would wait for each other between small images.
+    Raises ValueError for a file that is no readable image.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
     loader: DataLoader[str] = DataLoader(
@@ -80,8 +89,8 @@ def decoded(paths: list[str], side: int) -> tuple[np.ndarray, int]:
         batch_size=max(1, min(100, len(paths) // (4 * cores or 1))),
         num_workers=cores,
         multiprocessing_context="fork" if cores else None,
-        collate_fn=partial(decode_chunk, side),
-        generator=torch.Generator(),  # else it draws from the one that the run's seed set
+        collate_fn=partial(decode_chunk, mode, side),
+        generator=torch.Generator(),  # the default one is the run's, which must not depend on decoding
     )
     parts = []
     for part in loader:
@@ -92,32 +101,34 @@ def decoded(paths: list[str], side: int) -> tuple[np.ndarray, int]:
     return np.concatenate(images), sum(resized)
 
 
-def decode_chunk(side: int, paths: list[str]) -> tuple[np.ndarray, int] | ValueError:
-    """The same of a few files, or what was wrong with one: raised, it would bring its process's traceback along."""
+def decode_chunk(mode: str, side: int, paths: list[str]) -> tuple[np.ndarray, int] | ValueError:
+    """As `decode_files` in this process. Returns the error, because raising it would add the worker's traceback."""
     try:
-        images, resized = zip(*(decode(side, path) for path in paths), strict=True)
+        images, resized = zip(*(decode(mode, side, path) for path in paths), strict=True)
     except ValueError as error:
         return error
     return np.stack(images), sum(resized)
 
 
-def decode(side: int, path: str) -> tuple[np.ndarray, bool]:
-    """The image of a file, uint8 (side, side, 3), and whether it was resized. Raises ValueError where there is none."""
+def decode(mode: str, side: int, path: str) -> tuple[np.ndarray, bool]:
+    """The image of a file, uint8 (side, side, C), and whether it was resized. Raises ValueError where there is none."""
     try:
         with Image.open(path) as file:
-            # PIL would cut off what is brighter than 255 of 65,535.
-            deep = file.mode.startswith("I;16")
-            image = (Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if deep else file).convert("RGB")
+            # PIL's own conversion cuts off all values above 255.
+            is_16_bit = file.mode.startswith("I;16")
+            image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if is_16_bit else file
+            image = image.convert(mode)
     except Exception as error:  # each of PIL's decoders has its own
         raise ValueError(f"{path} is not a readable image: {error}") from error
-    if image.size == (side, side):
-        return np.asarray(image), False
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)), True
+    resized = image.size != (side, side)
+    if resized:
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(side, side, -1), resized
 
 
-def fingerprint(folder: Path, paths: list[str], image_size: int) -> str:
-    """A name for what files of a folder hold: another one when a file is added, removed, renamed or written."""
-    digest = hashlib.sha256(str(image_size).encode())
+def fingerprint(folder: Path, paths: list[str], mode: str, image_size: int) -> str:
+    """A name for the decoded images; it changes when a file is added, removed, renamed or written."""
+    digest = hashlib.sha256(f"{mode} {image_size}\n".encode())
     for path in paths:
         status = os.stat(path)  # noqa: PTH116 (a Path of each of 60,000 costs a second)
         digest.update(f"{path.removeprefix(str(folder))} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -125,12 +136,12 @@ def fingerprint(folder: Path, paths: list[str], image_size: int) -> str:
 
 
 def keep(images: Tensor, path: Path) -> None:
-    """Saves decoded images for the next run, in place of earlier ones; where the folder is read-only, it does not."""
+    """Saves decoded images for the next run, in place of earlier ones; a read-only folder is left as it is."""
     split = path.name.partition("-")[0]
     part = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError, RuntimeError):  # torch.save raises either
         torch.save(images, part)
-        part.replace(path)  # whole or not at all
+        part.replace(path)  # never a half-written file
         for old in path.parent.glob(f"{split}-*.pt"):
             if old != path:
                 old.unlink(missing_ok=True)
@@ -144,16 +155,12 @@ def class_folders(folder: Path) -> list[str]:
         raise NotADirectoryError(
             f"{folder} is not a folder: data.root must hold train/<class>/<image> and test/<class>/<image>"
         )
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise ValueError(f"{folder} has no class folders: it must hold <class>/<image>")
-    return classes
+    with contextlib.suppress(FileNotFoundError):  # torchvision's, for a folder without folders
+        if classes := [name for name in find_classes(folder)[0] if not name.startswith(".")]:
+            return classes
+    raise ValueError(f"{folder} has no class folders: it must hold <class>/<image>")
 
 
-def image_files(folder: Path) -> list[str]:
-    """Image files below a class's folder, sorted. Raises ValueError when there are none."""
-    every = ((where, name) for where, _, names in os.walk(folder) for name in names if not name.startswith("."))
-    files = sorted(f"{where}{os.sep}{name}" for where, name in every if name.lower().endswith(IMG_EXTENSIONS))
-    if not files:
-        raise ValueError(f"the class folder {folder} is empty: it must hold images ({' '.join(IMG_EXTENSIONS)})")
-    return files
+def is_image(path: str) -> bool:
+    """Whether a file counts as an image: by its extension, unless it is hidden."""
+    return path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith(".")  # noqa: PTH119

@@ -1,5 +1,6 @@
 """What every data set of this project shares: it is read once, lives in memory as uint8, and gives whole batches."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -16,31 +17,35 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 class ResidentDataModule(pl.LightningDataModule, ABC):
-    """Training, validation and test batches from images held in memory, on the device the trainer uses.
+    """Training, validation and test batches from images in memory, on the trainer's device.
 
-    num_classes, image_size: what the network is built for; images of another size are resized, another number of
-    classes is an error. mean, std: of each channel, for values in [0, 1]. batch_size: for training, of each process.
-    eval_batch_size: for validation and test. val_fraction: the part of the training set held out to validate on,
-    drawn by `split_seed` (which also draws a set that the program makes). validate_on: "held_out", or "test" to train
-    on the whole training set and score the test set each epoch, as published logs often do. flip, shift, cutout,
-    cutmix: see `Augmentation`.
+    A data set is a subclass that has `classes`, the names of the classes, and the method `read`.
+
+    channels: of each image. image_size: side in pixels; images of another size are resized.
+    batch_size: for training, in each process. eval_batch_size: for validation and test.
+    mean, std: of each channel, for values in [0, 1]; measured on the training images unless given.
+    flip, shift, cutout, cutmix: see `Augmentation`.
+    val_fraction: the share of the training set that is held out to validate on, drawn by split_seed.
+    validate_on: "held_out"; or "test", which trains on the whole training set and scores the test set each epoch, as
+        published logs often do.
+    seed: of the order and the augmentation.
     Raises ValueError for values out of range.
 
-    `images`, `labels` and, where the poses are known, `corners` hold "train", "val" and "test" after `setup`: uint8
-    (N, 3, H, W), int64 (N,), and where in each image the corners of its upright figure lie, (N, 4, 2), as in
+    After `setup`, `images` (uint8, (N, C, H, W)) and `labels` (int64, (N,)) hold "train", "val" and "test". Where the
+    poses are known, `corners` (N, 4, 2) holds where in each image the corners of its upright figure lie, see
     `pose_error`.
     """
 
-    classes: list[str]
+    classes: Sequence[str]
 
     def __init__(
         self,
-        num_classes: int = 10,
+        channels: int = 3,
         image_size: int = 32,
         batch_size: int = 256,
         eval_batch_size: int = 1000,
-        mean: Sequence[float] = CIFAR10_MEAN,
-        std: Sequence[float] = CIFAR10_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         flip: bool = False,
         shift: int = 0,
         cutout: int = 0,
@@ -51,22 +56,26 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"num_classes": num_classes, "image_size": image_size, "batch_size": batch_size}.items():
+        at_least_1 = {"channels": channels, "image_size": image_size, "batch_size": batch_size}
+        for name, value in (at_least_1 | {"eval_batch_size": eval_batch_size}).items():
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
-        if eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size must be 1 or more, not {eval_batch_size}")
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std must be 3 numbers each, std above 0, not {list(mean)} and {list(std)}")
+        for name, values in {"mean": mean, "std": std}.items():
+            if values is not None and not (len(values) == channels and all(map(math.isfinite, values))):
+                raise ValueError(
+                    f"{name} must be null, or a number for each of the channels ({channels}), not {list(values)}"
+                )
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"std must be above 0, not {list(std)}")
         if not 0 <= shift < image_size or not 0 <= cutout <= image_size:
             raise ValueError(f"shift {shift} and cutout {cutout} must lie between 0 and image_size {image_size}")
         if not 0 <= cutmix <= 1:
             raise ValueError(f"cutmix must lie between 0 and 1, not {cutmix}")
-        self.num_classes, self.image_size = num_classes, image_size
+        self.channels, self.image_size = channels, image_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std = list(mean or ()), list(std or ())
         self.augmentation = Augmentation(flip=flip, shift=shift, cutout=cutout, cutmix=cutmix)
         self.val_fraction, self.validate_on, self.split_seed = val_fraction, validate_on, split_seed
         self.seed = seed
@@ -76,45 +85,48 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The training or the test set: uint8 (N, 3, H, W) and int64 (N,).
+        """The training or the test set: uint8 (N, C, H, W) and int64 (N,).
 
-        Sets `classes`, the classes' names, and `corners` of "train" or "test" where the poses are known.
+        Sets `corners` of "train" or "test" where the poses are known.
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads everything once and splits off the held-out part. Raises ValueError when there is too little."""
-        if self.images:
-            return
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        train, test = self._read_sized(train=True), self._read_sized(train=False)
-        if len(self.classes) != self.num_classes:
-            raise ValueError(
-                f"the data has {len(self.classes)} classes, but num_classes is {self.num_classes}: set "
-                f"data.num_classes={len(self.classes)}"
-            )
+        """Reads what the stage needs, once: "fit", "validate" or "test"; everything for None.
+
+        Raises ValueError for images of another number of channels, or too few of them.
+        """
+        if stage in ("fit", "validate", None) and "train" not in self.images:
+            self._setup_training()
+        if (stage in ("test", None) or self.validate_on == "test") and "test" not in self.images:
+            self._store("test", *self._read_checked(train=False))
         if self.validate_on == "test":
-            splits = {"train": train, "val": test, "test": test}
-            if self.corners:
-                self.corners["val"] = self.corners["test"]
-        else:
-            order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(self.split_seed))
-            held_out, kept = order.tensor_split([round(len(order) * self.val_fraction)])
-            splits = {
-                "train": (train[0][kept], train[1][kept]),
-                "val": (train[0][held_out], train[1][held_out]),
-                "test": test,
-            }
-            if self.corners:
-                every = self.corners["train"]
-                self.corners |= {"train": every[kept], "val": every[held_out]}
-        for split, (images, labels) in splits.items():
-            if len(images) == 0:
-                raise ValueError(f"the {split} set is empty: {len(train[0])} training images are too few to split")
-            self.images[split], self.labels[split] = images.to(device), labels.to(device)
-        if len(self.train_dataloader()) == 0:
-            raise ValueError(
-                f"batch_size {self.batch_size} is larger than the training set of {len(self.images['train'])} images"
-            )
+            for tensors in (self.images, self.labels, self.corners):
+                if "test" in tensors:
+                    tensors["val"] = tensors["test"]
+
+    def _setup_training(self) -> None:
+        images, labels = self._read_checked(train=True)
+        held_out_share = 0.0 if self.validate_on == "test" else self.val_fraction
+        order = torch.arange(len(images))
+        if held_out_share:
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
+        held_out, kept = order.tensor_split([round(len(order) * held_out_share)])
+        if held_out_share and not (len(held_out) and len(kept)):
+            empty = "training" if len(held_out) else "validation"
+            raise ValueError(f"the {empty} set is empty: {len(images)} training images are too few to split")
+        if len(kept) < self.batch_size * self._ranks:
+            raise ValueError(f"batch_size {self.batch_size} is larger than the training set of {len(kept)} images")
+        corners = self.corners.get("train")
+        for split, chosen in {"val": held_out, "train": kept}.items():
+            self._store(split, images[chosen], labels[chosen])
+            if corners is not None:
+                self.corners[split] = corners[chosen]
+        mean, std = channel_statistics(self.images["train"])
+        self.mean, self.std = self.mean or mean, self.std or std
+
+    def _store(self, split: str, images: Tensor, labels: Tensor) -> None:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        self.images[split], self.labels[split] = images.to(device), labels.to(device)
 
     def train_dataloader(self) -> Batches:
         return self._batches("train", self.batch_size, self.augmentation)
@@ -131,16 +143,38 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             self.labels[split],
             batch_size=batch_size,
             mean=self.mean,
-            std=self.std,
-            classes=self.num_classes,
+            classes=len(self.classes),
             augmentation=augmentation,
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
-            ranks=self.trainer.world_size if self.trainer else 1,
+            ranks=self._ranks,
         )
 
-    def _read_sized(self, train: bool) -> tuple[Tensor, Tensor]:
+    @property
+    def _ranks(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def _read_checked(self, train: bool) -> tuple[Tensor, Tensor]:
         images, labels = self.read(train)
+        if images.shape[1] != self.channels:
+            raise ValueError(
+                f"the images have {images.shape[1]} channels, but channels is {self.channels}: set "
+                f"data.channels={images.shape[1]}"
+            )
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = torch.cat([resize(part, [self.image_size] * 2, antialias=True) for part in images.split(1000)])
         return images, labels
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel of uint8 images (N, C, H, W), for values in [0, 1].
+
+    The deviation is at least 1/255, so that a channel that is constant can be divided by it.
+    """
+    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    for part in images.split(100):
+        values = part.float()
+        sums += torch.stack((values, values.square())).sum(dim=(1, 3, 4), dtype=torch.float64).cpu()
+    mean, square = sums / (len(images) * images[0, 0].numel())
+    std = (square - mean.square()).clamp(min=1).sqrt()
+    return (mean / 255).tolist(), (std / 255).tolist()

@@ -112,6 +112,8 @@ class ShapesDataModule(ResidentDataModule):
     order of `read`, the affine θ with which a transformer shows its figure upright and full size.
     """
 
+    classes = tuple(FIGURES)
+
     def __init__(
         self,
         train_images: int = 10_000,
@@ -133,7 +135,6 @@ class ShapesDataModule(ResidentDataModule):
         self.poses: dict[str, Tensor] = {}
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        self.classes = list(FIGURES)
         split = "train" if train else "test"
         generator = torch.Generator().manual_seed(2 * self.split_seed + train)
         labels = torch.arange(self.count[split]) % len(FIGURES)

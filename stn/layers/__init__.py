@@ -2,8 +2,9 @@
 
 from stn.layers.localization import ConvLocalization, FeatureLocalization
 from stn.layers.pose import corners, pose_error
+from stn.layers.recording import ThetaRecord, recording, thetas, transformers
 from stn.layers.sampling import pixel_centres, sample
-from stn.layers.transformer import Parallel, Seen, SpatialTransformer, recording, thetas, transformers
+from stn.layers.transformer import Parallel, SpatialTransformer
 from stn.layers.warps import (
     Affine,
     AffineExponential,
@@ -31,9 +32,9 @@ __all__ = [
     "Parallel",
     "Projective",
     "Rotation",
-    "Seen",
     "Similarity",
     "SpatialTransformer",
+    "ThetaRecord",
     "ThinPlateSpline",
     "Translation",
     "Warp",

@@ -13,11 +13,11 @@ def project(matrix: Tensor, points: Tensor, horizon: float) -> Tensor:
     A divisor nearer to 0 than `horizon` counts as ±horizon, so that no point is at infinity.
     """
     moved = matrix @ points.mT
-    inverse = held(moved[:, 2:], horizon).reciprocal()
+    inverse = clamp_away_from_zero(moved[:, 2:], horizon).reciprocal()
     return moved[:, :2] * inverse
 
 
-def held(divisor: Tensor, horizon: float) -> Tensor:
+def clamp_away_from_zero(divisor: Tensor, horizon: float) -> Tensor:
     """`divisor` with its sign, and `horizon` or more from 0."""
     return torch.where(divisor.abs() < horizon, torch.where(divisor < 0, -horizon, horizon), divisor)
 

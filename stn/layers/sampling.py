@@ -26,25 +26,25 @@ def pixel_centres(
     width: int,
     *,
     align_corners: bool = False,
-    samples: int = 1,
+    supersample: int = 1,
     device: torch.device | None = None,
 ) -> Tensor:
     """Centres of an image's pixels as (x, y) in [-1, 1], row by row: (height * width, 2), float32.
 
-    The outermost centres lie at ±(1 - 1/width), or at ±1 with `align_corners`. With `samples` above 1: the centres of
-    so many parts of each pixel each way, (height * samples * width * samples, 2).
-    Raises ValueError for a size or `samples` below 1.
+    The outermost centres lie at ±(1 - 1/width), or at ±1 with `align_corners`. With `supersample` S above 1, each pixel
+    is divided into S x S parts, and the centres are those of the parts: (height · S · width · S, 2).
+    Raises ValueError for a size or `supersample` below 1.
     """
-    if min(height, width, samples) < 1:
-        raise ValueError(f"height, width and samples must be 1 or more, not {height}, {width} and {samples}")
+    if min(height, width, supersample) < 1:
+        raise ValueError(f"height, width and supersample must be 1 or more, not {height}, {width} and {supersample}")
 
     def axis(size: int) -> Tensor:
         last = 1.0 if align_corners and size > 1 else 1 - 1 / size
         centres = torch.linspace(-last, last, size, device=device)
-        if samples == 1:
+        if supersample == 1:
             return centres
         pitch = 2 / (size - 1) if align_corners and size > 1 else 2 / size
-        parts = (torch.arange(samples, device=device) + 0.5) / samples - 0.5
+        parts = (torch.arange(supersample, device=device) + 0.5) / supersample - 0.5
         return (centres[:, None] + pitch * parts).flatten()
 
     y, x = torch.meshgrid(axis(height), axis(width), indexing="ij")
@@ -80,7 +80,7 @@ def sample(
         shifted = sample(image - fill, points, mode=mode, padding="zeros", align_corners=align_corners, gather=gather)
         return shifted + fill
     if gather is None:
-        gather = image.is_cuda and torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()
+        gather = must_gather(image)
     dtype = torch.promote_types(image.dtype, torch.float32)
     # The CPU's sampler is about twice as slow on channels-last input, and returns contiguous output either way.
     # Autocast leaves it as it is: it takes the wider dtype of its inputs on a GPU and float32 on a CPU.
@@ -89,6 +89,11 @@ def sample(
         return gathered(read, points.to(dtype), mode, padding, align_corners).to(image.dtype)
     sampled = F.grid_sample(read, points.to(dtype), mode=mode, padding_mode=padding, align_corners=align_corners)
     return sampled.to(image.dtype)
+
+
+def must_gather(image: Tensor) -> bool:
+    """Whether reading `image` by `F.grid_sample` would have a gradient that must be deterministic, and is not."""
+    return image.is_cuda and torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()
 
 
 def gathered(image: Tensor, points: Tensor, mode: Mode, padding: Border, align_corners: bool) -> Tensor:

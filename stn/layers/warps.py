@@ -333,7 +333,7 @@ class ThinPlateSpline(LatticeWarp):
         ones = torch.ones(size**2, 1, dtype=torch.float64)
         plane = torch.cat((ones, control), dim=1)
         system = torch.zeros(size**2 + 3, size**2 + 3, dtype=torch.float64)
-        system[:-3, :-3] = bending(control, control) + ridge * torch.eye(size**2, dtype=torch.float64)
+        system[:-3, :-3] = tps_kernel(control, control) + ridge * torch.eye(size**2, dtype=torch.float64)
         system[:-3, -3:], system[-3:, :-3] = plane, plane.T
         self.control: Tensor
         self.solution: Tensor
@@ -343,11 +343,11 @@ class ThinPlateSpline(LatticeWarp):
 
     def basis(self, points: Tensor) -> Tensor:
         plane = torch.cat((torch.ones_like(points[..., :1]), points), dim=-1)
-        bent = bending(points, self.control.to(points))
+        bent = tps_kernel(points, self.control.to(points))
         return torch.cat((bent, plane), dim=-1) @ self.solution.to(points)
 
 
-def bending(points: Tensor, control: Tensor) -> Tensor:
+def tps_kernel(points: Tensor, control: Tensor) -> Tensor:
     """r² log r² between `points` (…, 2) and `control` (K, 2), and 0 where r is: (…, K)."""
     squared = (points[..., None, :] - control).square().sum(dim=-1)
     return squared * squared.clamp(min=torch.finfo(squared.dtype).tiny).log()
@@ -407,9 +407,9 @@ class Diffeomorphic(Warp):
         displacement = velocity.mT.unflatten(2, (self.nodes, self.nodes)) / 2**self.squarings
         grid = self.grid.to(theta)
         for _ in range(self.squarings):
-            displacement = displacement + between(displacement, grid + displacement.permute(0, 2, 3, 1))
+            displacement = displacement + interpolate_field(displacement, grid + displacement.permute(0, 2, 3, 1))
         points = points.expand(theta.shape[0], -1, -1)
-        return points + between(displacement, points[:, None]).squeeze(2).mT
+        return points + interpolate_field(displacement, points[:, None]).squeeze(2).mT
 
     def inverse(self, theta: Tensor) -> Tensor:
         """θ (N, P) of the warps that undo those of θ (N, P)."""
@@ -422,7 +422,7 @@ class Diffeomorphic(Warp):
         return f"size={self.size}, bound={self.bound}"
 
 
-def between(field: Tensor, points: Tensor) -> Tensor:
+def interpolate_field(field: Tensor, points: Tensor) -> Tensor:
     """A field (N, 2, H, W) given at nodes that span the square, read at points (N, h, w, 2): (N, 2, h, w)."""
     return sample(field, points, padding="border", align_corners=True)
 

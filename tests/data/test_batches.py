@@ -6,8 +6,6 @@ from torchvision.transforms.functional import hflip
 
 from stn.data.batches import Augmentation, Batches
 
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}  # so that a batch shows the grey levels themselves
-
 
 def numbered(count: int, size: int = 8) -> Tensor:
     """Images of which each pixel tells which image, row and column it is."""
@@ -19,7 +17,7 @@ def numbered(count: int, size: int = 8) -> Tensor:
 
 
 def batches(count: int = 25, batch_size: int = 10, **options: object) -> Batches:
-    return Batches(numbered(count), torch.arange(count), batch_size=batch_size, **PLAIN, **options)  # type: ignore[arg-type]
+    return Batches(numbered(count), torch.arange(count), batch_size=batch_size, **options)  # type: ignore[arg-type]
 
 
 def epoch(found: Batches, number: int) -> list[tuple[Tensor, Tensor]]:
@@ -31,16 +29,7 @@ def test_without_augmentation_every_image_comes_once_in_order() -> None:
     parts = list(batches())
     assert [len(labels) for _, labels in parts] == [10, 10, 5] and len(batches()) == 3
     assert torch.cat([labels for _, labels in parts]).tolist() == list(range(25))
-    assert torch.equal(torch.cat([images for images, _ in parts]), numbered(25).float())
-
-
-def test_normalization_is_torchvisions() -> None:
-    from torchvision.transforms.functional import normalize
-
-    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    made, _ = next(iter(Batches(images, torch.zeros(4), batch_size=4, mean=mean, std=std)))
-    torch.testing.assert_close(made, normalize(images / 255, list(mean), list(std)))
+    assert torch.equal(torch.cat([images for images, _ in parts]), numbered(25))
 
 
 def test_each_epoch_has_its_own_order_and_repeats_itself() -> None:
@@ -60,11 +49,11 @@ def test_labels_stay_with_their_images() -> None:
 
 def test_flip_mirrors_half_of_the_images_and_the_others_in_the_next_epoch() -> None:
     images = torch.randint(256, (400, 3, 8, 8), dtype=torch.uint8)
-    found = Batches(images, torch.arange(400), batch_size=400, augmentation=Augmentation(flip=True), **PLAIN)
+    found = Batches(images, torch.arange(400), batch_size=400, augmentation=Augmentation(flip=True))
     mirrored = []
     for number in range(3):
         ((seen, labels),) = epoch(found, number)
-        originals = images[labels].float()
+        originals = images[labels]
         flipped = (seen == hflip(originals)).flatten(1).all(dim=1)
         assert torch.equal(flipped, ~(seen == originals).flatten(1).all(dim=1))
         mirrored.append(flipped[labels.argsort()])
@@ -90,13 +79,19 @@ def test_shift_moves_by_whole_pixels_and_reflects_the_border() -> None:
 
 
 def test_cutout_sets_one_square_to_the_mean() -> None:
-    images = torch.ones(300, 3, 16, 16)
-    erased = Augmentation(cutout=6).erase(images, torch.Generator().manual_seed(0)) == 0
+    images, fill = torch.ones(300, 3, 16, 16, dtype=torch.uint8), torch.tensor([7, 8, 9]).byte()[:, None, None]
+    erased = Augmentation(cutout=6).erase(images, fill, torch.Generator().manual_seed(0)) == fill
     assert torch.equal(erased[:, 0], erased[:, 2])
     heights, widths = erased[:, 0].any(dim=2).sum(dim=1), erased[:, 0].any(dim=1).sum(dim=1)
     assert torch.equal(erased[:, 0].sum(dim=(1, 2)), heights * widths)
     assert heights.max() == widths.max() == 6 and heights.min() >= 1
     assert erased[:, 0].any(dim=0).all()
+
+
+def test_cutout_fills_with_the_mean_colour() -> None:
+    found = batches(augmentation=Augmentation(cutout=8), mean=(0.1, 0.2, 0.3))
+    images, _ = next(iter(found))
+    assert {26, 51, 76} <= {int(value) for value in images.unique()}
 
 
 @pytest.mark.parametrize("part", [0.5, 1.0])
@@ -138,6 +133,6 @@ def test_ranks_get_as_many_training_batches_each() -> None:
 def test_torchs_dataloader_reads_the_same_images_one_by_one() -> None:
     """The reference is the usual way: a data set of single images, collated."""
     images, labels = numbered(25), torch.arange(25)
-    usual = DataLoader(torch.utils.data.TensorDataset(images.float(), labels), batch_size=10)
+    usual = DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=10)
     for (ours, truth), (theirs, expected) in zip(batches(), usual, strict=True):
         assert torch.equal(ours, theirs) and torch.equal(truth, expected)

@@ -1,4 +1,5 @@
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def data(root: Path, **options: object) -> ImageFolderDataModule:
-    settings = {"num_classes": 2, "batch_size": 4, "val_fraction": 0.25} | options
+    settings = {"batch_size": 4, "val_fraction": 0.25} | options
     return ImageFolderDataModule(root=str(root), **settings)
 
 
@@ -58,8 +59,10 @@ def test_decoding_leaves_the_runs_random_numbers_alone(root: Path) -> None:
 def test_what_was_decoded_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = data(root).read(train=True)
     decoded: list[str] = []
-    decoding = image_folder.decoded
-    monkeypatch.setattr(image_folder, "decoded", lambda paths, side: decoded.extend(paths) or decoding(paths, side))
+    decoding = image_folder.decode_files
+    monkeypatch.setattr(
+        image_folder, "decode_files", lambda paths, *how: decoded.extend(paths) or decoding(paths, *how)
+    )
     again = data(root).read(train=True)
     assert not decoded and torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
     write(root / "train" / "ant" / "03.png", 250)
@@ -118,6 +121,32 @@ def test_a_broken_image_is_named(root: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ValueError, match=f"{path} is not a readable image"):
         data(root).read(train=True)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("LA", 2), ("RGB", 3), ("RGBA", 4)])
+def test_images_have_the_channels_that_are_asked_for(mode: str, channels: int, root: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, channels), dtype=np.uint8)
+    Image.fromarray(noise.squeeze(), mode).save(root / "train" / "bee" / "00.png")
+    module = data(root, channels=channels)
+    images, _ = module.read(train=True)
+    assert images.shape == (16, channels, 32, 32)
+    assert np.array_equal(images[8].permute(1, 2, 0).numpy(), noise)
+    module.setup("fit")
+    assert len(module.mean) == len(module.std) == channels and min(module.std) > 0
+
+
+def test_other_numbers_of_channels_are_named(root: Path) -> None:
+    with pytest.raises(ValueError, match="channels must be one of 1, 2, 3, 4 for image files"):
+        data(root, channels=5)
+
+
+def test_a_test_needs_no_training_images(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    module = data(root)
+    module.setup("test")
+    assert set(module.images) == {"test"} and list(module.classes) == ["ant", "bee"]
+    with pytest.raises(OSError, match="train is not a folder"):
+        module.setup("fit")
 
 
 def test_classes_that_differ_are_named(root: Path) -> None:

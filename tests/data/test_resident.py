@@ -1,3 +1,4 @@
+import math
 import re
 from typing import Any
 
@@ -5,23 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from stn.data.resident import ResidentDataModule
+from stn.data.resident import ResidentDataModule, channel_statistics
 
 
 class Counted(ResidentDataModule):
     """Each image is filled with its number."""
 
-    train, test, side = 40, 10, 32
+    classes = ("even", "odd")
+    train, test, side, depth = 40, 10, 32, 3
+    reads: list[bool]
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        self.classes = ["even", "odd"]
+        self.reads.append(train)
         number = torch.arange(self.train) if train else 100 + torch.arange(self.test)
-        images = number.to(torch.uint8)[:, None, None, None].expand(-1, 3, self.side, self.side)
+        images = number.to(torch.uint8)[:, None, None, None].expand(-1, self.depth, self.side, self.side)
         return images.contiguous(), number % 2
 
 
 def data(**options: Any) -> Counted:
-    return Counted(**{"num_classes": 2, "batch_size": 8, "val_fraction": 0.25} | options)
+    module = Counted(**{"batch_size": 8, "val_fraction": 0.25} | options)
+    module.reads = []
+    return module
 
 
 def numbers(images: Tensor) -> list[int]:
@@ -53,7 +58,7 @@ def test_validate_on_test_trains_on_all_and_scores_the_test_set() -> None:
 
 
 def test_training_is_augmented_and_scoring_is_not() -> None:
-    module = data(flip=True, shift=2, cutout=4, batch_size=30, eval_batch_size=7)
+    module = data(flip=True, shift=2, cutout=4, batch_size=30, eval_batch_size=7, mean=(0, 0, 0))
     module.setup()
     images, _ = next(iter(module.train_dataloader()))
     assert len(images) == 30 and (images == 0).flatten(1).any(dim=1).all()
@@ -69,14 +74,56 @@ def test_images_of_another_size_are_resized() -> None:
 
 
 @pytest.mark.parametrize(
+    ("stage", "validate_on", "reads", "splits"),
+    [
+        ("fit", "held_out", [True], {"train", "val"}),
+        ("validate", "held_out", [True], {"train", "val"}),
+        ("test", "held_out", [False], {"test"}),
+        (None, "held_out", [True, False], {"train", "val", "test"}),
+        ("fit", "test", [True, False], {"train", "val", "test"}),
+        ("test", "test", [False], {"val", "test"}),
+    ],
+)
+def test_a_stage_reads_what_it_needs_once(stage: str, validate_on: str, reads: list[bool], splits: set[str]) -> None:
+    module = data(validate_on=validate_on)
+    for _ in range(2):
+        module.setup(stage)
+    assert module.reads == reads and set(module.images) == set(module.labels) == splits
+
+
+def test_mean_and_deviation_are_measured_unless_given() -> None:
+    module = data(validate_on="test", std=(0.1, 0.2, 0.3))
+    module.setup("fit")
+    pixels = torch.arange(40) / 255
+    assert module.mean == pytest.approx([pixels.mean().item()] * 3)
+    assert module.std == [0.1, 0.2, 0.3]
+    images = torch.randint(0, 256, (250, 2, 8, 8), dtype=torch.uint8)
+    images[:, 1] = 255
+    mean, std = channel_statistics(images)
+    assert mean == pytest.approx([(images[:, 0] / 255).mean().item(), 1.0])
+    assert std == pytest.approx([(images[:, 0] / 255).std(unbiased=False).item(), 1 / 255])
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 5])
+def test_images_of_any_number_of_channels(depth: int) -> None:
+    module = data(channels=depth, image_size=20)
+    module.depth = depth
+    module.setup()
+    images, _ = next(iter(module.train_dataloader()))
+    assert images.shape == (8, depth, 20, 20)
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
         ({"eval_batch_size": 0}, "eval_batch_size must be 1 or more, not 0"),
         ({"image_size": 0}, "image_size must be 1 or more, not 0"),
         ({"val_fraction": 0.0}, "val_fraction must lie between 0 and 1, not 0.0"),
-        ({"std": (1.0, 0.0, 1.0)}, "std above 0, not"),
-        ({"mean": (0.5,)}, "mean and std must be 3 numbers each"),
+        ({"std": (1.0, 0.0, 1.0)}, "std must be above 0, not [1.0, 0.0, 1.0]"),
+        ({"mean": (0.5,)}, "mean must be null, or a number for each of the channels (3), not [0.5]"),
+        ({"mean": (0.5, 0.5, math.nan)}, "mean must be null, or a number for each of the channels (3), not"),
+        ({"channels": 0}, "channels must be 1 or more, not 0"),
         ({"shift": 32}, "shift 32 and cutout 0 must lie between 0 and image_size 32"),
         ({"cutmix": 1.5}, "cutmix must lie between 0 and 1, not 1.5"),
         ({"cutout": 33}, "shift 0 and cutout 33 must lie between 0 and image_size 32"),
@@ -91,8 +138,9 @@ def test_values_out_of_range_are_named(options: dict[str, Any], said: str) -> No
     ("options", "said"),
     [
         ({"batch_size": 31}, "batch_size 31 is larger than the training set of 30 images"),
-        ({"num_classes": 3}, "the data has 2 classes, but num_classes is 3: set data.num_classes=2"),
-        ({"val_fraction": 0.001}, "the val set is empty: 40 training images are too few to split"),
+        ({"channels": 4}, "the images have 3 channels, but channels is 4: set data.channels=3"),
+        ({"val_fraction": 0.001}, "the validation set is empty: 40 training images are too few to split"),
+        ({"val_fraction": 0.999}, "the training set is empty: 40 training images are too few to split"),
     ],
 )
 def test_data_that_cannot_be_split_so_is_named(options: dict[str, Any], said: str) -> None:

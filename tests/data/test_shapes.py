@@ -58,7 +58,7 @@ def test_ten_classes_as_many_of_each_and_the_same_every_time() -> None:
     first, again, other = (ShapesDataModule(train_images=40, test_images=20, split_seed=seed) for seed in (0, 0, 1))
     images, labels = first.read(train=True)
     assert images.shape == (40, 3, 32, 32) and images.dtype is torch.uint8
-    assert labels.bincount().tolist() == [4] * 10 and first.classes == list(FIGURES)
+    assert labels.bincount().tolist() == [4] * 10 and first.classes == tuple(FIGURES)
     assert torch.equal(images, again.read(train=True)[0])
     assert not torch.equal(images, other.read(train=True)[0])
     assert not torch.equal(images[:20], first.read(train=False)[0])

@@ -103,7 +103,7 @@ def test_pixel_centres_go_along_the_rows() -> None:
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_the_parts_of_a_pixel_lie_evenly_around_its_centre(align_corners: bool) -> None:
     centres = pixel_centres(3, 5, align_corners=align_corners).view(3, 5, 2)
-    parts = pixel_centres(3, 5, align_corners=align_corners, samples=4).view(3, 4, 5, 4, 2)
+    parts = pixel_centres(3, 5, align_corners=align_corners, supersample=4).view(3, 4, 5, 4, 2)
     torch.testing.assert_close(parts.mean(dim=(1, 3)), centres)
     across = parts[:, 0, :, :, 0].flatten(1)
     torch.testing.assert_close(across.diff(dim=1), across[:, 1:2].sub(across[:, :1]).expand(3, 19))
@@ -128,5 +128,5 @@ def test_what_cannot_be_sampled_is_named() -> None:
         sample(image, points, mode="cubic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"image must be \(N, C, H, W\), not \(3, 4, 4\)"):
         sample(torch.zeros(3, 4, 4), points)
-    with pytest.raises(ValueError, match="height, width and samples must be 1 or more, not 0, 3 and 1"):
+    with pytest.raises(ValueError, match="height, width and supersample must be 1 or more, not 0, 3 and 1"):
         pixel_centres(0, 3)

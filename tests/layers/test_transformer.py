@@ -60,15 +60,15 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family is not LogPolar])
-@pytest.mark.parametrize("looks", [1, 3])
-def test_a_new_transformer_changes_nothing(family: Callable[[], Warp], looks: int) -> None:
+@pytest.mark.parametrize("num_looks", [1, 3])
+def test_a_new_transformer_changes_nothing(family: Callable[[], Warp], num_looks: int) -> None:
     images = torch.rand(4, 3, 32, 32)
-    transformer = SpatialTransformer(ConvLocalization(), family(), looks=looks)
-    assert torch.equal(transformer.theta(images), family().identity().repeat(looks).expand(4, -1))
+    transformer = SpatialTransformer(ConvLocalization(), family(), num_looks=num_looks)
+    assert torch.equal(transformer.theta(images), family().identity().repeat(num_looks).expand(4, -1))
     torch.testing.assert_close(transformer(images), images, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("padding", "align_corners"), product(["zeros", "border", "reflection"], [False, True]))
+@pytest.mark.parametrize(("padding", "align_corners"), list(product(["zeros", "border", "reflection"], [False, True])))
 def test_forward_is_pytorchs_affine_grid_and_grid_sample(padding: str, align_corners: bool) -> None:
     transformer = turned(padding=padding, align_corners=align_corners)
     images = torch.rand(4, 3, 32, 32)
@@ -148,7 +148,7 @@ def test_low_precision_images_are_read_at_float32_points() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_looking_again_composes_the_warps_and_reads_the_original(family: Callable[[], Warp]) -> None:
-    transformer = turned(family(), by=0.05, looks=2)
+    transformer = turned(family(), by=0.05, num_looks=2)
     once = turned(family(), by=0.05)
     images = torch.rand(3, 3, 32, 32)
     first = once.theta(images)
@@ -164,7 +164,7 @@ def test_looking_again_composes_the_warps_and_reads_the_original(family: Callabl
 
 
 def test_what_left_the_image_at_one_look_is_back_at_the_next() -> None:
-    transformer = SpatialTransformer(ConvLocalization(), Translation(), looks=2, padding="zeros")
+    transformer = SpatialTransformer(ConvLocalization(), Translation(), num_looks=2, padding="zeros")
     images = torch.rand(1, 3, 32, 32)
     there_and_back = torch.tensor([[0.9, 0.3, -0.9, -0.3]])
     torch.testing.assert_close(transformer.transform(images, there_and_back), images, atol=1e-5, rtol=0)
@@ -183,7 +183,7 @@ def test_another_output_size_sees_the_same_region(align_corners: bool) -> None:
 def test_samples_average_what_a_smaller_output_would_skip() -> None:
     images = torch.rand(2, 3, 32, 32)
     plain = SpatialTransformer(ConvLocalization(), output_size=[8, 8])
-    smooth = SpatialTransformer(ConvLocalization(), output_size=[8, 8], samples=4)
+    smooth = SpatialTransformer(ConvLocalization(), output_size=[8, 8], supersample=4)
     torch.testing.assert_close(smooth(images), F.avg_pool2d(images, 4), atol=1e-5, rtol=0)
     assert (plain(images) - F.avg_pool2d(images, 4)).abs().max() > 0.1
 
@@ -212,9 +212,9 @@ def test_theta_is_handed_on_as_channels() -> None:
     torch.testing.assert_close(warped[:, :3], transformer.transform(images, theta))
 
 
-@pytest.mark.parametrize(("family", "looks"), product([Affine, Projective, ThinPlateSpline], [1, 2]))
-def test_points_go_to_the_input_and_back(family: Callable[[], Warp], looks: int) -> None:
-    transformer = turned(family(), by=0.02, looks=looks)
+@pytest.mark.parametrize(("family", "num_looks"), list(product([Affine, Projective, ThinPlateSpline], [1, 2])))
+def test_points_go_to_the_input_and_back(family: Callable[[], Warp], num_looks: int) -> None:
+    transformer = turned(family(), by=0.02, num_looks=num_looks)
     theta, points = transformer.theta(torch.rand(3, 3, 32, 32)), torch.rand(3, 9, 2) - 0.5
     back = transformer.to_output(theta, transformer.to_input(theta, points))
     torch.testing.assert_close(back, points, atol=1e-4, rtol=0)
@@ -239,7 +239,7 @@ def test_localization_features_use_autocast() -> None:
 def test_a_feature_map_is_warped_as_an_image_is() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1),
-        SpatialTransformer(ConvLocalization(channels=[4], kernels=[3], in_channels=5, hidden=8), looks=2),
+        SpatialTransformer(ConvLocalization(channels=[4], kernels=[3], in_channels=5, hidden=8), num_looks=2),
         nn.Conv2d(5, 2, 3, padding=1),
     )
     images = torch.rand(2, 3, 32, 32)
@@ -253,6 +253,7 @@ def test_a_feature_map_is_warped_as_an_image_is() -> None:
 def test_recording_keeps_every_pass() -> None:
     transformer = turned()
     with recording(transformer) as seen:
+        transformer.theta(torch.rand(2, 3, 32, 32))  # no pass
         transformer(torch.rand(2, 3, 32, 32))
         transformer(torch.rand(5, 3, 32, 32))
     assert [(len(one.theta), one.height, one.width) for one in seen[""]] == [(2, 32, 32), (5, 32, 32)]
@@ -263,7 +264,7 @@ def test_it_compiles_to_one_graph_for_any_batch(family: Callable[[], Warp], back
     if backend == "inductor" and shutil.which("g++") is None:
         pytest.skip("inductor needs a C++ compiler")
     torch.compiler.reset()
-    transformer = turned(family(), by=0.05, looks=2)
+    transformer = turned(family(), by=0.05, num_looks=2)
     compiled = torch.compile(transformer, fullgraph=True, dynamic=True, backend=backend)
     for count in (2, 5):
         images = torch.rand(count, 3, 32, 32)
@@ -317,8 +318,8 @@ def test_a_projective_horizon_in_the_image_gives_finite_gradients() -> None:
         ({"mode": "cubic"}, "mode must be one of nearest, bilinear, bicubic, not 'cubic'"),
         ({"output_size": [0, 8]}, r"output_size must be \(height, width\), each 1 or more, not \(0, 8\)"),
         ({"output_size": [8]}, r"output_size must be \(height, width\), each 1 or more, not \(8,\)"),
-        ({"looks": 0}, "looks and samples must be 1 or more, not 0 and 1"),
-        ({"samples": 0}, "looks and samples must be 1 or more, not 1 and 0"),
+        ({"num_looks": 0}, "num_looks and supersample must be 1 or more, not 0 and 1"),
+        ({"supersample": 0}, "num_looks and supersample must be 1 or more, not 1 and 0"),
     ],
 )
 def test_options_that_cannot_be_meant_are_named(options: dict[str, object], said: str) -> None:

@@ -1,0 +1,32 @@
+"""The command `stn`: stn train …, stn evaluate …, stn benchmark …, each as python -m stn.<verb>."""
+
+import runpy
+import sys
+
+from stn.cli import BAD_INPUT
+from stn.errors import nearest
+
+VERBS = {
+    "train": "trains a network and tests it",
+    "evaluate": "tests the network of a run",
+    "benchmark": "measures speed",
+}
+USAGE = "\n".join(["usage: stn VERB …", *(f"  stn {verb:10} {what}" for verb, what in VERBS.items())])
+
+
+def main() -> None:
+    """The command line: runs the verb's module as `python -m` does."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help"):
+        print(USAGE)
+    elif verb not in VERBS:
+        print(f"stn: there is no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    else:
+        # As the main module: Hydra and Lightning start processes of theirs by its name.
+        sys.argv[1:] = sys.argv[2:]
+        runpy.run_module(f"stn.{verb}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a benchmark leaves: its figures as JSON, as a table and as a plot, with the machine that gave them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The processor, the GPU if there is one, and the version of torch."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return " to ".join(map(cell, value)) if isinstance(value, list) else str(value)
+
+
+def report(
+    folder: Path,
+    what: str,
+    rows: list[dict[str, Any]],
+    device: torch.device,
+    draw: Callable[[list[dict[str, Any]], Axes], None],
+) -> None:
+    """Writes `what`.json, .md and .png into `folder`, and prints the table."""
+    on = machine(device)
+    where = ", ".join(f"{name} {value}" for name, value in on.items())
+    (folder / f"{what}.json").write_text(json.dumps({"machine": on, "rows": rows}, indent=2) + "\n")
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([cell(value) for value in row.values()] for row in rows)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    (folder / f"{what}.md").write_text(f"{text}\n\n{where}\n")
+    table = Table(*names, caption=where)
+    for row in rows:
+        table.add_row(*(cell(value) for value in row.values()))
+    Console().print(table)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    draw(rows, figure.add_subplot())
+    figure.suptitle(where, fontsize=8)
+    figure.savefig(folder / f"{what}.png", dpi=120)
+    print(f"the table, its figures as JSON and the plot are in {os.path.relpath(folder)}")

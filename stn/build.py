@@ -1,0 +1,87 @@
+"""From a composed config to the data, the classifier and the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
+
+from stn.classifier import Classifier
+from stn.data.resident import ResidentDataModule
+from stn.errors import user_errors
+
+
+def build_data(config: DictConfig, trainer: pl.Trainer | None = None) -> ResidentDataModule:
+    """The data set of a config, not read yet. Once read it lives on the trainer's device, or else on the CPU.
+
+    Raises InputError for values that cannot be used.
+    """
+    with user_errors("data"):
+        data: ResidentDataModule = instantiate(config.data)
+    data.trainer = trainer
+    return data
+
+
+def read_data(data: ResidentDataModule, *stages: str) -> ResidentDataModule:
+    """Reads what the stages need: "fit", "test". Raises InputError for files that cannot be used."""
+    with user_errors("data"):
+        data.prepare_data()
+        for stage in stages:
+            data.setup(stage)
+    return data
+
+
+def build_classifier(config: DictConfig, data: ResidentDataModule) -> Classifier:
+    """The classifier of a config, for the images and classes of `data`. Raises InputError for unusable values."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    with user_errors("optimizer"):
+        instantiate(plain["optimizer"])
+    with user_errors("model"):
+        return Classifier(
+            plain["model"],
+            plain["optimizer"],
+            classes=list(data.classes),
+            channels=data.channels,
+            image_size=data.image_size,
+            label_smoothing=plain["label_smoothing"],
+            score_mirrored=plain["score_mirrored"],
+            channels_last=plain["channels_last"],
+        )
+
+
+def build_trainer(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """The trainer of a config with its callbacks and loggers, and `callbacks` after those.
+
+    Raises InputError for values that cannot be used.
+    """
+    loggers = build_group(config, "logger")
+    every = [*build_group(config, "callbacks"), *callbacks]
+    if not loggers:  # it refuses to run without one
+        every = [callback for callback in every if not isinstance(callback, LearningRateMonitor)]
+    with user_errors("trainer"):
+        trainer: pl.Trainer = instantiate(
+            config.trainer,
+            callbacks=every,
+            logger=loggers,
+            default_root_dir=config.folder,
+            # Lightning would add its own where the config has none.
+            enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in every),
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in every),
+            enable_model_summary=any(isinstance(callback, ModelSummary) for callback in every),
+            enable_autolog_hparams=False,
+        )
+    return trainer
+
+
+def build_group(config: DictConfig, group: str) -> list[Any]:
+    """The objects of a group whose keys are names, in order; null leaves one out."""
+    built = []
+    for name, node in config[group].items():
+        if node is not None:
+            with user_errors(f"{group}.{name!s}"):
+                built.append(instantiate(node))
+    return built

@@ -1,0 +1,209 @@
+"""Checks a composed config against the signatures of the code that it configures."""
+
+import inspect
+import os
+import shutil
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+
+from stn.errors import InputError, nearest
+
+GROUPS = ("data", "model", "optimizer", "trainer", "callbacks", "logger")
+KEYS = ("folder", "seed", "label_smoothing", "score_mirrored", "channels_last", "compile", "matmul_precision")
+COMPILE = ("default", "reduce-overhead", "max-autotune")
+MATMUL = ("highest", "high", "medium")
+# What the program gives itself, by the group within which it must not be set, and where it comes from.
+GIVEN = {
+    "model": {
+        "in_channels": "it comes from data.channels",
+        "image_size": "it comes from data.image_size",
+        "num_classes": "it comes from the data",
+    },
+    "trainer": {
+        "callbacks": "they are the group callbacks",
+        "logger": "it is the group logger",
+        "default_root_dir": "it is the key folder",
+        "enable_checkpointing": "it follows from callbacks.checkpoint",
+        "enable_progress_bar": "it follows from callbacks.progress",
+        "enable_model_summary": "it follows from callbacks.summary",
+    },
+}
+
+
+def check(config: DictConfig) -> None:
+    """Holds every key of a composed config against the signature of what its `_target_` names.
+
+    Raises InputError for a key that the target does not take, a value of another type, a top-level value out of range,
+    no epochs, or a GPU, a GPU's bfloat16 or a compiler where there is none. The targets check the ranges of their
+    values themselves.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    _check_parts(plain)
+    _check_values(plain)
+    _check_node(plain, "")
+    _check_trainer(plain["trainer"])
+
+
+def _check_parts(plain: dict[Any, Any]) -> None:
+    """Checks that the config has every group and key and no other, and objects where objects belong."""
+    for key in (*GROUPS, *KEYS):
+        if key not in plain or (key in GROUPS and not isinstance(plain[key], dict)):
+            raise InputError(f"{key}={plain.get(key)}: the config needs {key}, as in `--cfg job`")
+    for key, value in plain.items():
+        if key not in (*GROUPS, *KEYS):
+            raise InputError(
+                f"{key}={value}: the config has no key and no group {key!r}; {nearest(key, GROUPS + KEYS)}"
+            )
+    for group in ("callbacks", "logger"):
+        for key, value in plain[group].items():
+            if value is not None and not (isinstance(value, dict) and "_target_" in value):
+                raise InputError(
+                    f"{group}.{key}={value} must be an object with a _target_; {group}.{key}=null leaves it out"
+                )
+
+
+def _check_values(plain: dict[Any, Any]) -> None:
+    """Checks the keys at the top level."""
+    if not _fits(plain["seed"], int) or not 0 <= plain["seed"] < 2**32:
+        raise InputError(f"seed={plain['seed']} must be a whole number from 0 to {2**32 - 1}")
+    if not _fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
+        raise InputError(f"label_smoothing={plain['label_smoothing']} must be a number in [0, 1)")
+    for key in ("score_mirrored", "channels_last"):
+        if not _fits(plain[key], bool):
+            raise InputError(f"{key}={plain[key]} must be true or false")
+    if plain["compile"] not in (None, *COMPILE):
+        raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE)}")
+    if plain["matmul_precision"] not in MATMUL:
+        raise InputError(f"matmul_precision={plain['matmul_precision']} must be one of {', '.join(MATMUL)}")
+    if plain["compile"] and not any(shutil.which(os.environ.get("CXX", name)) for name in ("g++", "clang++", "cl")):
+        raise InputError(
+            f"compile={plain['compile']} needs a C++ compiler, and there is none on the PATH: install g++ or clang++, "
+            "or leave compile=null"
+        )
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Checks what Lightning's Trainer would take, but a run cannot."""
+    import torch
+
+    for key in ("max_epochs", "check_val_every_n_epoch", "accumulate_grad_batches"):
+        if (value := trainer.get(key, 1)) is None or value < 1:
+            raise InputError(f"trainer.{key}={value} must be 1 or more")
+    accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
+    if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise InputError(
+            f"trainer.accelerator={accelerator}: torch finds no GPU here; use trainer=default, which takes what the "
+            "machine has, or trainer=cpu"
+        )
+    on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if precision.startswith("bf16") and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(
+            f"trainer.precision={precision}: this GPU, {torch.cuda.get_device_name()}, has no bfloat16; use 16-mixed "
+            "or 32-true"
+        )
+
+
+def _check_node(node: Any, path: str) -> None:
+    """Checks the objects within a node, which stands at `path` in the config."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            _check_node(item, f"{path}.{index}")
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        _check_arguments(node, path)
+    for key, value in node.items():
+        _check_node(value, f"{path}.{key}".lstrip("."))
+
+
+def _check_arguments(node: Mapping[str, Any], path: str) -> None:
+    try:
+        target = get_method(node["_target_"]) if not isinstance(node["_target_"], type) else node["_target_"]
+    except Exception as error:
+        raise InputError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
+    arguments, open_ended = arguments_of(target)
+    given = GIVEN.get(path.partition(".")[0], {})
+    for key, value in node.items():
+        if key.startswith("_"):
+            continue
+        if key in given:
+            raise InputError(f"{path}.{key}={value} cannot be set: {given[key]}")
+        if key in arguments:
+            if not _fits(value, arguments[key]):
+                raise InputError(f"{path}.{key}={value} must be {_spell(arguments[key])}")
+        elif open_ended is None:
+            raise InputError(f"{path}.{key}={value}: {path} has no key {key!r}; {nearest(key, arguments)}")
+        elif not _fits(value, open_ended):
+            raise InputError(f"{path}.{key}={value} must be {_spell(open_ended)}")
+
+
+def arguments_of(target: Any) -> tuple[dict[str, Any], Any]:
+    """The arguments a class or function takes with their types, and the type of those of any other name, or None.
+
+    A constructor that hands **keywords on takes those of its base class.
+    """
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+    arguments: dict[str, Any] = {}
+    open_ended: Any = None
+    for function in functions:
+        hints = typing.get_type_hints(function)
+        parameters = list(inspect.signature(function).parameters.values())
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name != "self":
+                arguments.setdefault(parameter.name, hints.get(parameter.name, Any))
+        others = [parameter.name for parameter in parameters if parameter.kind is parameter.VAR_KEYWORD]
+        if not others:
+            return arguments, None
+        open_ended = hints.get(others[0], Any)
+    return arguments, open_ended
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a config (a primitive, a list, or a node with a `_target_`) is what a type hint asks for."""
+    if hint is Any:
+        return True
+    if isinstance(value, dict):
+        return "_target_" in value
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in inner)
+    if isinstance(value, list):
+        items = [part for part in inner if part is not Ellipsis] or [Any]
+        is_sequence = origin is not None and issubclass(origin, Iterable)
+        return is_sequence and all(_fits(item, items[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is None or hint is type(None):
+        return value is None
+    return inspect.isclass(hint) and isinstance(value, hint)
+
+
+def _spell(hint: Any) -> str:
+    """A type hint in words."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(" or ".join(_spell(choice) for choice in inner).split(" or ")))
+    if origin is Literal:
+        return " or ".join(str(choice) for choice in inner)
+    if origin is Callable or getattr(hint, "__module__", "").startswith(("stn.", "torch.nn")):
+        return "an object with a _target_"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    if hint in words:
+        return words[hint]
+    return (
+        f"a list of {_spell(inner[0]).removeprefix('a ')}s"
+        if origin is not None and inner
+        else getattr(hint, "__name__", str(hint))
+    )

@@ -1,0 +1,42 @@
+"""Errors that are the user's to mend, each told in one sentence."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used; its text is one sentence that says what, and what would be right."""
+
+
+@contextmanager
+def user_errors(part: str) -> Iterator[None]:
+    """Turns errors that are the user's to mend (values, files, devices) into an InputError that names `part`.
+
+    `part` is a key of the config. Where Hydra built an object within it, the key of that object is named.
+    """
+    from hydra.errors import InstantiationException  # here, since --help must not wait for Lightning
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    users = (ValueError, OSError, MisconfigurationException)
+    try:
+        yield
+    except InputError:
+        raise
+    except InstantiationException as error:
+        cause = error.__cause__
+        if not isinstance(cause, users):
+            raise
+        inner = re.search(r"full_key: (\S+)", str(error))
+        key = inner[1] if inner else part
+        raise InputError(f"{key if key.startswith(part) else f'{part}.{key}'}: {cause}") from error
+    except users as error:
+        raise InputError(f"{part}: {error}") from error
+
+
+def nearest(word: str, choices: Iterable[object]) -> str:
+    """'did you mean …?', or the choices where none is near."""
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(set(names)))}"

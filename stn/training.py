@@ -1,0 +1,141 @@
+"""One training run, from a composed config to its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from stn.build import build_classifier, build_data, build_trainer, read_data
+from stn.callbacks import History
+from stn.check import check
+from stn.classifier import Classifier
+from stn.cli import print_table
+from stn.config import save
+from stn.errors import InputError
+from stn.process import silence_lightning, tune_malloc
+
+
+def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+    """Trains and tests what a config describes, with `callbacks` besides its own, and leaves a run in `config.folder`.
+
+    Returns what metrics.json holds. Raises InputError for a config that cannot be run, and KeyboardInterrupt after an
+    interrupted run was reported.
+    """
+    silence_lightning()
+    tune_malloc()
+    check(config)
+    folder = Path(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(config, folder / "config.yaml")
+    pl.seed_everything(config.seed, verbose=False)
+    torch.set_float32_matmul_precision(config.matmul_precision)
+
+    trainer = build_trainer(config, callbacks)
+    data = build_data(config, trainer)
+    classifier = build_classifier(config, data)
+    if config.compile:
+        classifier.net.compile(mode=config.compile)
+    if trainer.is_global_zero:
+        print(f"{os.path.relpath(folder)}: {describe(config, trainer, classifier)}")
+    read_data(data, "fit", "test")
+
+    with keep_after_ctrl_c(trainer):
+        trainer.fit(classifier, datamodule=data)
+    metrics = fit_metrics(trainer, classifier, data.batch_size * trainer.world_size)
+    if not trainer.interrupted:
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        if checkpoint:
+            epoch = torch.load(checkpoint, map_location="cpu", weights_only=True)["stn"]["epoch"]
+            metrics |= {"tested_checkpoint": os.path.relpath(checkpoint, folder), "tested_epoch": epoch}
+        else:
+            metrics["tested_epoch"] = trainer.current_epoch
+        with keep_after_ctrl_c(trainer):
+            (test,) = trainer.test(classifier, datamodule=data, ckpt_path=checkpoint, verbose=False)
+            metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
+    if trainer.is_global_zero:
+        report(folder, classifier, trainer.loggers, metrics)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return metrics
+
+
+@contextmanager
+def keep_after_ctrl_c(trainer: pl.Trainer) -> Iterator[None]:
+    """Swallows Lightning's SystemExit after Ctrl-C, so that partial results are reported.
+
+    Raises InputError for what Lightning finds wrong only now, such as a monitored metric that nothing logs.
+    """
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+    except MisconfigurationException as error:
+        sentence = str(error).partition(" HINT")[0]  # the hints are for authors of a LightningModule
+        raise InputError(sentence) from error
+
+
+def describe(config: DictConfig, trainer: pl.Trainer, classifier: Classifier) -> str:
+    """How a run computes: precision, device, threads, memory format, compilation and optimizer."""
+    device = trainer.strategy.root_device
+    said = [f"{trainer.precision} on {device}", f"{torch.get_num_threads()} threads"]
+    if config.channels_last:
+        said.append("channels-last")
+    said.append(f"compiled ({config.compile})" if config.compile else "not compiled")
+    optimization = classifier.optimization
+    fused = optimization.is_fused(bool(trainer.gradient_clip_val))
+    said.append(f"{optimization.algorithm}{' fused' if fused else ''}")
+    if device.type == "cuda":
+        said.append(f"float32 products in {config.matmul_precision} precision")
+    if torch.are_deterministic_algorithms_enabled():
+        slower = ": transformers gather, which is slower" if device.type == "cuda" else ""
+        said.append(f"deterministic{slower}")
+    return ", ".join(said)
+
+
+def fit_metrics(trainer: pl.Trainer, classifier: Classifier, images: int) -> dict[str, Any]:
+    """Parameters, and from the history the best and the last epoch, time, and speed with `images` a step."""
+    metrics: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in classifier.net.parameters())}
+    history = next((callback for callback in trainer.callbacks if isinstance(callback, History)), None)  # type: ignore[attr-defined]
+    if history is None or not history.rows:
+        return metrics
+    best, last = history.best(), history.rows[-1]
+    epochs, seconds = last["epoch"], last["seconds"]
+    return metrics | {
+        "epochs": epochs,
+        "best_epoch": best["epoch"],
+        "best_val_accuracy": best["val/accuracy"],
+        "last_val_accuracy": last["val/accuracy"],
+        "seconds": seconds,
+        "seconds_per_epoch": seconds / epochs,
+        "images_per_second": images * last["steps"] / seconds,
+    }
+
+
+def report(folder: Path, classifier: Classifier, loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
+    """Writes metrics.json, prints it as a table, and logs it beside the hyper-parameters."""
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print_table(metrics)
+    shown = os.path.relpath(folder)
+    print(f"everything is in {shown}, the pictures in {shown}/figures")
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            numbers = {f"summary/{name}": value for name, value in metrics.items() if not isinstance(value, str)}
+            logger.log_hyperparams(dict(classifier.hparams), numbers)
+            logger.save()
+            program = "tensorboard"
+            if not shutil.which(program):
+                program = os.path.relpath(Path(sys.executable).with_name(program))
+            print(f"the dashboard: {program} --logdir {shown}")

@@ -1,0 +1,196 @@
+"""A run opens again, from its folder, from a checkpoint, as latest; what cannot be opened is said in one sentence."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Command
+from test_bad_input import refused
+
+import stn
+from stn.config import compose
+from stn.data import ShapesDataModule
+from stn.errors import InputError
+from stn.run import latest
+from stn.training import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs."""
+    folder = tmp_path_factory.mktemp("outputs") / "run"
+    train(compose([*TINY, "callbacks.warps=null", "callbacks.progress=null"], folder))
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that run to change, in outputs/ of the test's own folder."""
+    return shutil.copytree(trained, tmp_path / "outputs" / "day" / "time")
+
+
+def changed(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Rewrites a checkpoint with something in it changed."""
+    content = torch.load(checkpoint, weights_only=True)
+    change(content)
+    torch.save(content, checkpoint)
+
+
+def test_an_opened_network_takes_pixels_and_scores_as_it_was_tested(trained: Path) -> None:
+    run = stn.Run.open(trained)
+    data = ShapesDataModule(train_images=60, test_images=20)
+    data.setup("test")
+    assert (run.classes, run.channels, run.image_size) == (list(data.classes), 3, 32)
+    assert run.checkpoint == trained / run.metrics["tested_checkpoint"] and run.epoch == run.metrics["tested_epoch"]
+    with torch.no_grad():
+        scores = run.classifier(data.images["test"])
+        torch.testing.assert_close(run.classifier(data.images["test"] / 255), scores)
+    accuracy = (scores.argmax(1) == data.labels["test"]).float().mean().item()
+    assert accuracy == pytest.approx(run.metrics["test_accuracy"])
+    loss = torch.nn.functional.cross_entropy(scores, data.labels["test"]).item()
+    assert loss == pytest.approx(run.metrics["test_loss"], rel=1e-4)
+
+
+def test_latest_is_the_run_that_wrote_a_checkpoint_last(
+    folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = shutil.copytree(trained, tmp_path / "outputs" / "day" / "later-sweep" / "0")
+    for path in job.rglob("*.ckpt"):
+        os.utime(path, (1, 1))
+    assert latest() == folder.relative_to(tmp_path)
+    os.utime(job / "checkpoints" / "last.ckpt", (2**31, 2**31))
+    assert stn.Run.open("latest").folder == job.relative_to(tmp_path)
+
+
+def test_a_checkpoint_opens_within_its_run_and_alone(trained: Path, tmp_path: Path) -> None:
+    within = stn.Run.open(trained / "checkpoints" / "last.ckpt")
+    assert within.folder == trained and within.epoch == 2 and within.config is not None
+    alone = stn.Run.open(shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "network.ckpt"))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(alone.classifier(images), within.classifier(images))
+    assert alone.config is None and alone.metrics == {}
+    with pytest.raises(InputError, match=r"network.ckpt stands alone: .* give that folder"):
+        alone.settings()
+
+
+def test_a_checkpoint_tells_versions_and_epoch(trained: Path) -> None:
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    assert content["stn"]["epoch"] == 2
+    assert content["stn"]["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {"classes", "channels", "image_size"} <= content["hyper_parameters"].keys()
+
+
+def test_evaluate_finds_what_the_run_found(folder: Path, command: Command) -> None:
+    found = command("latest", verb="evaluate")
+    assert found.returncode == 0, found.stderr
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert f"{metrics['test_accuracy']:.2%}" in found.stdout and f"{metrics['test_loss']:.4g}" in found.stdout
+    assert f"{metrics['test_transformer_pose_error_pixels']:.4g}" in found.stdout
+    other = command(str(folder), "data.test_images=30", "data.split_seed=3", verb="evaluate")
+    assert other.returncode == 0 and f"{metrics['test_loss']:.4g}" not in other.stdout
+
+
+def test_a_run_repeated_from_its_own_config_is_another_run(folder: Path, command: Command, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    found = command("--config-path", str(folder), "hydra.run.dir=again")
+    assert found.returncode == 0, found.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    first, again = (json.loads((path / "metrics.json").read_text()) for path in (folder, tmp_path / "again"))
+    for metrics in (first, again):
+        for name in ("seconds", "seconds_per_epoch", "images_per_second"):
+            del metrics[name]
+    assert again == first
+
+
+def test_the_commands_are_verbs_of_one(folder: Path, command: Command) -> None:
+    found = command("evaluate", "latest", verb="__main__")
+    assert found.returncode == 0 and "pose error" in found.stdout, found.stderr
+    shown = command("--help", verb="__main__")
+    assert shown.returncode == 0
+    for verb in ("train", "evaluate", "benchmark"):
+        assert f"stn {verb} " in shown.stdout and f"stn.{verb}" in command(verb, "--help", verb="__main__").stdout
+    wrong = command("evalute", verb="__main__")
+    assert (wrong.returncode, wrong.stderr) == (2, "stn: there is no verb 'evalute'; did you mean 'evaluate'?\n")
+
+
+def old(content: dict[str, Any]) -> None:
+    del content["stn"]
+
+
+def newer(content: dict[str, Any]) -> None:
+    content["stn"]["format"] += 1
+
+
+def narrow(content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["model"]["classifier"]["hidden"] = 7
+
+
+def renamed(content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["classes"][3] = "hat"
+
+
+def fewer(content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["classes"].pop()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            old,
+            "was written by an earlier version of stn (format 1, and this version opens 2): open it with that version",
+        ),
+        (newer, "was written by a later version of stn (format 3, and this version opens 2)"),
+        (narrow, "best.ckpt has weights of another network than the one it describes"),
+        (fewer, "best.ckpt has weights of another network than the one it describes"),
+        (renamed, "only one of the two has 'ell': give data of the same classes"),
+        (dict.clear, "best.ckpt is no checkpoint of a classifier: give one that stn.train wrote"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(
+    change: Callable[[dict[str, Any]], None], said: str, folder: Path, command: Command
+) -> None:
+    changed(folder / "checkpoints" / "best.ckpt", change)
+    refused(command(str(folder), verb="evaluate"), said, program="stn.evaluate")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_checkpoint(share: float, folder: Path, command: Command) -> None:
+    path = folder / "checkpoints" / "best.ckpt"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    said = "best.ckpt is no readable checkpoint, perhaps cut off", "give another one"
+    refused(command(str(folder), verb="evaluate"), *said, program="stn.evaluate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["latest"], "latest: there is no run with a checkpoint in"),
+        (["nowhere"], "nowhere does not exist: give a run's folder, a checkpoint, or latest"),
+        (["empty"], "empty holds no checkpoint: give the folder of a run that kept one in checkpoints/"),
+        (["sweep"], "sweep is a sweep of 1 runs: give one of them, such as sweep/0"),
+        (["run", "data.batchsize=3"], "data has no key 'batchsize'; did you mean 'batch_size'?"),
+        (["run", "data.image_size=40"], "data.image_size=40 is not what run/checkpoints/best.ckpt was trained on"),
+        (["run", "data.test_images=0"], "data: train_images 60 and test_images 0 must be 2 and 1 or more"),
+        (["no_config"], "best.ckpt stands alone: its data is described by config.yaml in the folder of its run"),
+        (["broken_config"], "broken_config/config.yaml is no config of a run"),
+        (["broken_metrics"], "broken_metrics/metrics.json is not the JSON that a run writes"),
+    ],
+)
+def test_what_cannot_be_opened(
+    arguments: list[str], said: str, trained: Path, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("run", "sweep/0", "no_config", "broken_config", "broken_metrics"):
+        shutil.copytree(trained, tmp_path / name)
+    (tmp_path / "no_config" / "config.yaml").unlink()
+    (tmp_path / "broken_config" / "config.yaml").write_text("a: [")
+    (tmp_path / "broken_metrics" / "metrics.json").write_text("{")
+    refused(command(*arguments, verb="evaluate"), said, program="stn.evaluate")
