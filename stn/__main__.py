@@ -15,7 +15,7 @@ USAGE = "\n".join(["usage: stn VERB …", *(f"  stn {verb:10} {what}" for verb, 
 
 
 def main() -> None:
-    """The command line: runs the verb's module as `python -m` does."""
+    """Runs the module of a verb, as `python -m` does."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help"):
         print(USAGE)
@@ -23,7 +23,7 @@ def main() -> None:
         print(f"stn: there is no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     else:
-        # As the main module: Hydra and Lightning start processes of theirs by its name.
+        # As __main__: Hydra and Lightning start child processes by the name of the main module.
         sys.argv[1:] = sys.argv[2:]
         runpy.run_module(f"stn.{verb}", run_name="__main__", alter_sys=True)
 

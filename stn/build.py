@@ -1,4 +1,4 @@
-"""From a composed config to the data, the classifier and the trainer."""
+"""Builds the data module, the classifier and the trainer of a config."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from stn.errors import user_errors
 
 
 def build_data(config: DictConfig, trainer: pl.Trainer | None = None) -> ResidentDataModule:
-    """The data set of a config, not read yet. Once read it lives on the trainer's device, or else on the CPU.
+    """Builds the data module of a config; `read_data` reads it.
 
+    The images will be on the trainer's device, or on the CPU without a trainer.
     Raises InputError for values that cannot be used.
     """
     with user_errors("data"):
@@ -36,10 +37,13 @@ def read_data(data: ResidentDataModule, *stages: str) -> ResidentDataModule:
 
 
 def build_classifier(config: DictConfig, data: ResidentDataModule) -> Classifier:
-    """The classifier of a config, for the images and classes of `data`. Raises InputError for unusable values."""
+    """Builds the classifier of a config for the images and classes of `data`.
+
+    Raises InputError for values that cannot be used.
+    """
     plain: Any = OmegaConf.to_container(config, resolve=True)
     with user_errors("optimizer"):
-        instantiate(plain["optimizer"])
+        instantiate(plain["optimizer"])  # only so that an error names the right group
     with user_errors("model"):
         return Classifier(
             plain["model"],
@@ -54,13 +58,14 @@ def build_classifier(config: DictConfig, data: ResidentDataModule) -> Classifier
 
 
 def build_trainer(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
-    """The trainer of a config with its callbacks and loggers, and `callbacks` after those.
+    """Builds the trainer of a config, with its callbacks and loggers.
 
+    callbacks: appended to those of the config.
     Raises InputError for values that cannot be used.
     """
     loggers = build_group(config, "logger")
     every = [*build_group(config, "callbacks"), *callbacks]
-    if not loggers:  # it refuses to run without one
+    if not loggers:  # LearningRateMonitor raises an error without one
         every = [callback for callback in every if not isinstance(callback, LearningRateMonitor)]
     with user_errors("trainer"):
         trainer: pl.Trainer = instantiate(
@@ -68,7 +73,7 @@ def build_trainer(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> 
             callbacks=every,
             logger=loggers,
             default_root_dir=config.folder,
-            # Lightning would add its own where the config has none.
+            # Otherwise Lightning adds its defaults where the config has none.
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in every),
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in every),
             enable_model_summary=any(isinstance(callback, ModelSummary) for callback in every),
@@ -78,7 +83,7 @@ def build_trainer(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> 
 
 
 def build_group(config: DictConfig, group: str) -> list[Any]:
-    """The objects of a group whose keys are names, in order; null leaves one out."""
+    """Builds the objects of `callbacks` or `logger`, in order. A key that is null is left out."""
     built = []
     for name, node in config[group].items():
         if node is not None:

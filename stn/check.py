@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shlex
 import shutil
 import types
 import typing
@@ -14,11 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from stn.errors import InputError, nearest
 
 GROUPS = ("data", "model", "optimizer", "trainer", "callbacks", "logger")
-KEYS = ("folder", "seed", "label_smoothing", "score_mirrored", "channels_last", "compile", "matmul_precision")
-COMPILE = ("default", "reduce-overhead", "max-autotune")
-MATMUL = ("highest", "high", "medium")
-# What the program gives itself, by the group within which it must not be set, and where it comes from.
-GIVEN = {
+TOP_LEVEL_KEYS = ("folder", "seed", "label_smoothing", "score_mirrored", "channels_last", "compile", "matmul_precision")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
+# Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
+SET_BY_PROGRAM = {
     "model": {
         "in_channels": "it comes from data.channels",
         "image_size": "it comes from data.image_size",
@@ -36,11 +37,10 @@ GIVEN = {
 
 
 def check(config: DictConfig) -> None:
-    """Holds every key of a composed config against the signature of what its `_target_` names.
+    """Checks every key of a config against the signature of its `_target_`.
 
-    Raises InputError for a key that the target does not take, a value of another type, a top-level value out of range,
-    no epochs, or a GPU, a GPU's bfloat16 or a compiler where there is none. The targets check the ranges of their
-    values themselves.
+    Raises InputError for an unknown key, a value of a wrong type, or a top-level value out of range. Also if the config
+    needs a GPU, bfloat16 or a compiler that is not there. The targets check the ranges of their own values.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -51,14 +51,14 @@ def check(config: DictConfig) -> None:
 
 
 def _check_parts(plain: dict[Any, Any]) -> None:
-    """Checks that the config has every group and key and no other, and objects where objects belong."""
-    for key in (*GROUPS, *KEYS):
+    """Checks that the config has all groups and keys and no others, and that callbacks and loggers are objects."""
+    for key in (*GROUPS, *TOP_LEVEL_KEYS):
         if key not in plain or (key in GROUPS and not isinstance(plain[key], dict)):
-            raise InputError(f"{key}={plain.get(key)}: the config needs {key}, as in `--cfg job`")
+            raise InputError(f"{key}={plain.get(key)}: the config needs {key}; `--cfg job` shows a complete config")
     for key, value in plain.items():
-        if key not in (*GROUPS, *KEYS):
+        if key not in (*GROUPS, *TOP_LEVEL_KEYS):
             raise InputError(
-                f"{key}={value}: the config has no key and no group {key!r}; {nearest(key, GROUPS + KEYS)}"
+                f"{key}={value}: the config has no key and no group {key!r}; {nearest(key, GROUPS + TOP_LEVEL_KEYS)}"
             )
     for group in ("callbacks", "logger"):
         for key, value in plain[group].items():
@@ -69,7 +69,9 @@ def _check_parts(plain: dict[Any, Any]) -> None:
 
 
 def _check_values(plain: dict[Any, Any]) -> None:
-    """Checks the keys at the top level."""
+    """Checks the values of the top-level keys."""
+    if not plain["folder"] or not isinstance(plain["folder"], str):
+        raise InputError(f"folder={plain['folder']} must be a path")
     if not _fits(plain["seed"], int) or not 0 <= plain["seed"] < 2**32:
         raise InputError(f"seed={plain['seed']} must be a whole number from 0 to {2**32 - 1}")
     if not _fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
@@ -77,11 +79,12 @@ def _check_values(plain: dict[Any, Any]) -> None:
     for key in ("score_mirrored", "channels_last"):
         if not _fits(plain[key], bool):
             raise InputError(f"{key}={plain[key]} must be true or false")
-    if plain["compile"] not in (None, *COMPILE):
-        raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE)}")
-    if plain["matmul_precision"] not in MATMUL:
-        raise InputError(f"matmul_precision={plain['matmul_precision']} must be one of {', '.join(MATMUL)}")
-    if plain["compile"] and not any(shutil.which(os.environ.get("CXX", name)) for name in ("g++", "clang++", "cl")):
+    if plain["compile"] not in (None, *COMPILE_MODES):
+        raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE_MODES)}")
+    if plain["matmul_precision"] not in MATMUL_PRECISIONS:
+        raise InputError(f"matmul_precision={plain['matmul_precision']} must be one of {', '.join(MATMUL_PRECISIONS)}")
+    compilers = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
+    if plain["compile"] and not any(map(shutil.which, compilers)):
         raise InputError(
             f"compile={plain['compile']} needs a C++ compiler, and there is none on the PATH: install g++ or clang++, "
             "or leave compile=null"
@@ -89,7 +92,7 @@ def _check_values(plain: dict[Any, Any]) -> None:
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Checks what Lightning's Trainer would take, but a run cannot."""
+    """Checks trainer settings that Lightning accepts, but that cannot train here."""
     import torch
 
     for key in ("max_epochs", "check_val_every_n_epoch", "accumulate_grad_batches"):
@@ -98,8 +101,8 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
     if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise InputError(
-            f"trainer.accelerator={accelerator}: torch finds no GPU here; use trainer=default, which takes what the "
-            "machine has, or trainer=cpu"
+            f"trainer.accelerator={accelerator}: torch finds no GPU here; use trainer.accelerator=auto, which takes "
+            "what the machine has, or cpu"
         )
     on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if precision.startswith("bf16") and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -110,7 +113,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
 
 def _check_node(node: Any, path: str) -> None:
-    """Checks the objects within a node, which stands at `path` in the config."""
+    """Checks a node of the config and all nodes inside it. path: its key."""
     if isinstance(node, list):
         for index, item in enumerate(node):
             _check_node(item, f"{path}.{index}")
@@ -123,12 +126,13 @@ def _check_node(node: Any, path: str) -> None:
 
 
 def _check_arguments(node: Mapping[str, Any], path: str) -> None:
+    """Checks the keys of an object against the signature of its `_target_`."""
     try:
-        target = get_method(node["_target_"]) if not isinstance(node["_target_"], type) else node["_target_"]
+        target = get_method(node["_target_"])
     except Exception as error:
         raise InputError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
     arguments, open_ended = arguments_of(target)
-    given = GIVEN.get(path.partition(".")[0], {})
+    given = SET_BY_PROGRAM.get(path.partition(".")[0], {})
     for key, value in node.items():
         if key.startswith("_"):
             continue
@@ -144,17 +148,21 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
 
 
 def arguments_of(target: Any) -> tuple[dict[str, Any], Any]:
-    """The arguments a class or function takes with their types, and the type of those of any other name, or None.
+    """The arguments of a class or function with their types, and the type of its **keywords, or None without those.
 
-    A constructor that hands **keywords on takes those of its base class.
+    If a constructor has **keywords, the arguments of its base class count too.
     """
     functions = [target]
     if inspect.isclass(target):
-        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+        bases = [base for base in target.__mro__ if base.__module__ not in ("builtins", "torch.nn.modules.module")]
+        functions = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
     arguments: dict[str, Any] = {}
     open_ended: Any = None
     for function in functions:
-        hints = typing.get_type_hints(function)
+        try:
+            hints = typing.get_type_hints(function)
+        except NameError:  # hints that only a type checker can resolve
+            hints = {}
         parameters = list(inspect.signature(function).parameters.values())
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name != "self":
@@ -167,11 +175,11 @@ def arguments_of(target: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a config (a primitive, a list, or a node with a `_target_`) is what a type hint asks for."""
+    """Whether a value of a config (a primitive, a list, or a node with a `_target_`) matches a type hint."""
     if hint is Any:
         return True
     if isinstance(value, dict):
-        return "_target_" in value
+        return "_target_" in value or dict in (hint, typing.get_origin(hint))
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in inner)
@@ -179,7 +187,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(value == choice and type(value) is type(choice) for choice in inner)
     if isinstance(value, list):
         items = [part for part in inner if part is not Ellipsis] or [Any]
-        is_sequence = origin is not None and issubclass(origin, Iterable)
+        is_sequence = hint is list or (origin not in (None, dict) and issubclass(origin, Iterable))
         return is_sequence and all(_fits(item, items[0]) for item in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -14,20 +14,20 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from stn.networks import Normalization, Whitening
 
-CHECKPOINT_FORMAT = 2  # raised when a checkpoint can no longer be opened by the code before
+CHECKPOINT_FORMAT = 2  # to be increased by a change that cannot open the checkpoints before it
 
 
 class Classifier(pl.LightningModule):
-    """A network that names the class of an image, trained by cross-entropy. Takes pixels: it normalizes them itself.
+    """A network that classifies images, trained by cross-entropy. It takes pixels, and normalizes them itself.
 
-    All arguments are primitives, so that a checkpoint holds what is needed to build the network again, and loads with
-    `weights_only=True`.
-    model: config of the network, a dict with `_target_`; built for in_channels, image_size and num_classes.
-    optimizer: config of an `Optimization`, likewise.
-    classes: their names. channels, image_size: of the images.
-    label_smoothing: in training only.
+    All arguments are primitives. So a checkpoint can build the network again, and loads with `weights_only=True`.
+    model: config of the network, a dict with `_target_`, which is called with in_channels, image_size and num_classes.
+    optimizer: config of an `Optimization`, a dict with `_target_`.
+    classes: the names of the classes.
+    channels, image_size: the number of channels of the images, and their side in pixels.
+    label_smoothing: of the loss in training; 0 in validation and test.
     score_mirrored: outside training, averages the probabilities of each image and its mirror image.
-    channels_last: the memory format.
+    channels_last: whether images and weights are in the channels-last memory format.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Classifier(pl.LightningModule):
         self.example_input_array = torch.zeros(2, channels, image_size, image_size, dtype=torch.uint8)
         self.optimization = instantiate(optimizer)
         self.label_smoothing, self.score_mirrored = label_smoothing, score_mirrored
+        # Metrics of the classification; stn.metrics has those of θ.
         metrics = MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(len(classes), average="micro", validate_args=False),
@@ -73,41 +74,43 @@ class Classifier(pl.LightningModule):
         return views.log_softmax(2).logsumexp(0) - math.log(2)
 
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]  # set when fit is given one
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         self.normalization.fit(data.mean, data.std)
         for module in self.net.modules():
             if isinstance(module, Whitening) and not module.fitted:
                 images = data.images["train"]
-                # About a thousand images, spread over the set, and the same ones in every process.
+                # About a thousand images from all over the set, the same ones in every process.
                 module.fit(self.normalization(images[:: -(-len(images) // 1000)]))
 
     def on_train_epoch_start(self) -> None:
-        self.pending.clear()  # an interrupted epoch leaves some
+        self.pending.clear()  # an interrupted epoch may have left some
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         scores, target, losses = self._score(batch, self.label_smoothing)
-        # The predictions, not the scores: a CUDA graph overwrites those in the next step.
+        # Predictions, not scores: a CUDA graph overwrites the scores in the next step.
         self.pending.append((scores.argmax(1), target, losses.detach()))
         return losses.mean()
 
     def on_train_batch_end(self, *step: Any) -> None:
         trainer = self.trainer
-        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it
         is_last = trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps
-        # Updating the metrics takes a tenth of a small network's step, so many steps are updated at once.
+        # Updating the metrics takes a tenth of a small network's step. So they are updated once for several steps.
         if is_last or (interval and trainer.global_step % interval == 0):
             predictions, targets, losses = map(torch.cat, zip(*self.pending, strict=True))
-            self._update(self.train_metrics, predictions, targets, losses)
+            self.train_metrics.update(preds=predictions, target=targets, value=losses)
             self._log(self.train_metrics)
             self.log("train/loss_step", losses.mean(), on_step=True, on_epoch=False)
             self.pending.clear()
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self._update(self.val_metrics, *self._score(batch))
+        scores, targets, losses = self._score(batch)
+        self.val_metrics.update(preds=scores, target=targets, value=losses)
         self._log(self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self._update(self.test_metrics, *self._score(batch))
+        scores, targets, losses = self._score(batch)
+        self.test_metrics.update(preds=scores, target=targets, value=losses)
         self._log(self.test_metrics)
 
     def configure_optimizers(self) -> Any:
@@ -119,7 +122,7 @@ class Classifier(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what tells whether a checkpoint can be opened: format, epoch (from 1) and versions."""
+        """Adds the format of the checkpoint, the number of epochs so far, and the versions."""
         checkpoint["stn"] = {
             "format": CHECKPOINT_FORMAT,
             "epoch": checkpoint["epoch"] + 1,
@@ -127,14 +130,11 @@ class Classifier(pl.LightningModule):
         }
 
     def _score(self, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (N, num_classes), targets (N,) and losses (N,); a mixed image counts as its largest class."""
+        """Scores (N, num_classes), targets (N,) and losses (N,). The target of a mixed image is its largest class."""
         images, labels = batch
         scores = self(images)
         losses = F.cross_entropy(scores, labels, label_smoothing=label_smoothing, reduction="none")
         return scores, labels.argmax(1) if labels.is_floating_point() else labels, losses
-
-    def _update(self, metrics: MetricCollection, scores: Tensor, target: Tensor, losses: Tensor) -> None:
-        metrics.update(preds=scores, target=target, value=losses)
 
     def _log(self, metrics: MetricCollection) -> None:
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True)

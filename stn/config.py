@@ -1,4 +1,4 @@
-"""Composes a config as the command line does, changes it, saves it, and explains what is wrong with it."""
+"""Composes a config as the command line does, changes it, saves it, and explains errors in it."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,12 +7,12 @@ from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from stn.check import arguments_of
+from stn.check import GROUPS, arguments_of
 from stn.errors import InputError, nearest
 
 # torch is imported where it is needed: --help and --cfg job must not wait for it.
@@ -41,9 +41,10 @@ def fastest_precision(accelerator: str) -> str:
 
 
 def compose(overrides: Sequence[str] = (), folder: str | Path | None = None) -> DictConfig:
-    """The config that `python -m stn.train` composes from the same overrides, for a run in `folder`.
+    """Composes the config that `python -m stn.train` composes from the same overrides.
 
-    Without a folder, a new one in outputs/. Raises InputError for overrides that do not compose.
+    folder: of the run; if None, a new one in outputs/.
+    Raises InputError for overrides that do not compose.
     """
     register()
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
@@ -54,63 +55,71 @@ def compose(overrides: Sequence[str] = (), folder: str | Path | None = None) -> 
             if sentence is None:
                 raise
             raise InputError(sentence) from error
-    if folder or OmegaConf.is_interpolation(config, "folder"):  # Hydra's folder, which is not there
+    if folder or OmegaConf.is_interpolation(config, "folder"):  # by default Hydra names it
         config.folder = str(folder or Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}"))
     return config
 
 
 def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A copy of a composed config with the values of some keys set, each written key=value.
+    """Copies a composed config and changes some keys. Each override is key=value, or +key=value for a new key.
 
-    Raises InputError for a key that the config does not have, or text that is no key=value.
+    Raises InputError for unknown keys, groups, and text that is not such an override.
     """
     changed = config.copy()
     OmegaConf.set_struct(changed, True)
     try:
         for parsed in OverridesParser.create().parse_overrides(list(overrides)):
-            if not parsed.is_add() and not parsed.is_delete() and parsed.key_or_group:
-                OmegaConf.update(changed, parsed.key_or_group, parsed.value())
-            else:
-                raise InputError(f"{parsed.input_line!r} cannot be applied to a finished run; write key=value")
+            key = parsed.key_or_group
+            if parsed.is_delete() or parsed.is_sweep_override():
+                raise InputError(f"{parsed.input_line!r} is not allowed for a finished run: write key=value")
+            if key in GROUPS or "/" in key:
+                raise InputError(
+                    f"{parsed.input_line!r} chooses from a group, which a finished run has done already: set single "
+                    "keys, such as trainer.accelerator=cpu"
+                )
+            OmegaConf.update(changed, key, parsed.value(), force_add=parsed.is_add())
     except (OverrideParseException, OmegaConfBaseException) as error:
         raise InputError(explain(error) or str(error)) from error
     return changed
 
 
 def save(config: DictConfig, path: Path) -> None:
-    """Writes a config with all values resolved but the run's folder, so that it can be run again in another one."""
+    """Writes a config with all values resolved, except the run's folder. So it can be run again in another folder."""
     placeholder = "THE-FOLDER-OF-THE-RUN"
-    resolved = OmegaConf.to_container(OmegaConf.merge(config, {"folder": placeholder}), resolve=True)
-    text = OmegaConf.to_yaml(OmegaConf.create(resolved))
-    text = text.replace(f"folder: {placeholder}\n", "folder: ${hydra:runtime.output_dir}\n", 1)
-    path.write_text(text.replace(placeholder, "${folder}"))
+    resolved: Any = OmegaConf.to_container(OmegaConf.merge(config, {"folder": placeholder}), resolve=True)
+    resolved["folder"] = "${hydra:runtime.output_dir}"
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)).replace(placeholder, "${folder}"))
 
 
 def explain(error: BaseException) -> str | None:
-    """One sentence for an error of Hydra or OmegaConf, or None for any other."""
-    chain: list[BaseException] = []
+    """One sentence for an InputError or an error of Hydra or OmegaConf; None for other errors, which are bugs."""
     link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, InputError):
+            return str(link)
+        link = link.__cause__
+    if "Config group override must be" in str(error):  # a ValueError of Hydra
+        return "a group needs the name of one of its choices, for example logger=none, not null or a number"
+    if not isinstance(error, (HydraException, OmegaConfBaseException)) or isinstance(error, InstantiationException):
+        return None
+    chain: list[BaseException] = []
+    link = error
     while link is not None:
         chain.append(link)
         link = link.__cause__ or link.__context__
     for link in chain:
-        if isinstance(link, InputError):
-            return str(link)
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
             group, _, choice = str(link.missing_cfg_file).rpartition("/")
             return f"{group}={choice}: there is no such {group}; {nearest(choice, link.options or [])}"
-        if "Config group override must be" in str(link):
-            return "a group takes the name of one of its choices (logger=none, say), not null and not a number"
         if isinstance(link, OverrideParseException):
             return f"{link.override!r} is not understood; write key=value, or quote the value"
         if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:
             return _explain_unknown_key(str(link.full_key), link.parent_node)
-    if isinstance(error, (ConfigCompositionException, OmegaConfBaseException)):
-        return " ".join(str(error).split())
-    return None
+    return " ".join(str(error).split())
 
 
 def _explain_unknown_key(full_key: str, parent: Any) -> str:
+    """One sentence for a key that its parent node does not have."""
     path, _, key = full_key.rpartition(".")
     keys = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
     if not path:
@@ -121,5 +130,5 @@ def _explain_unknown_key(full_key: str, parent: Any) -> str:
             return f"{key}: there is no group {key!r}; write {dotted}=… for a key, or {nearest(key, sorted(groups))}"
         return f"{key}: the config has no key and no group {key!r}; {nearest(key, [*keys, *groups])}"
     if "_target_" in keys and key in arguments_of(get_method(parent["_target_"]))[0]:
-        return f"{full_key} is left at its default by the config; set it with +{full_key}=…"
-    return f"{full_key}: {path} has no key {key!r}; {nearest(key, keys)}"
+        return f"{full_key} is not in the config, which uses its default: set it with +{full_key}=…"
+    return f"{full_key}: {path} has no key {key!r}; {nearest(key, [name for name in keys if name != '_target_'])}"

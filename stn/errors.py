@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, each told in one sentence."""
+"""Errors that the user can correct; each message is one sentence."""
 
 import difflib
 import re
@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used; its text is one sentence that says what, and what would be right."""
+    """Something that the user gave cannot be used. The message says in one sentence what is wrong and what is right."""
 
 
 @contextmanager
 def user_errors(part: str) -> Iterator[None]:
-    """Turns errors that are the user's to mend (values, files, devices) into an InputError that names `part`.
+    """Turns errors about values, files and devices into an InputError that names `part`, a key of the config.
 
-    `part` is a key of the config. Where Hydra built an object within it, the key of that object is named.
+    If Hydra failed to build an object inside that part, the message names the object's key.
     """
     from hydra.errors import InstantiationException  # here, since --help must not wait for Lightning
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -36,7 +36,9 @@ def user_errors(part: str) -> Iterator[None]:
 
 
 def nearest(word: str, choices: Iterable[object]) -> str:
-    """'did you mean …?', or the choices where none is near."""
+    """'did you mean …?', or a list of the choices if none is similar."""
     names = [str(choice) for choice in choices]
+    if not names:
+        return "it takes none"
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(sorted(set(names)))}"

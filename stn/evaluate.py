@@ -1,4 +1,4 @@
-"""python -m stn.evaluate RUN: tests the network of a run on the test set of its data, or of other data.
+"""python -m stn.evaluate RUN: tests the network of a run on its own test set or on another one.
 
 python -m stn.evaluate latest
 python -m stn.evaluate outputs/2026-11-24/12-00-00-000000 data.root=photos trainer.accelerator=cpu
@@ -10,7 +10,7 @@ from stn import cli
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser("stn.evaluate", description="Tests the network of a run on its test set.")
     parser.add_argument("run", help="a run's folder, a checkpoint, or latest")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run's config, such as data.root")

@@ -1,4 +1,4 @@
-"""What transformers do to the images of a whole set, as torchmetrics that add up over batches and processes."""
+"""Metrics of θ over a whole set, as torchmetrics that add up over batches and processes."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ QUANTITIES = ("rotation_degrees", "scale", "shift_x_pixels", "shift_y_pixels")
 
 
 class ThetaStatistics(Metric):
-    """Mean and spread (standard deviation) of what a warp does, and the share of images that it has lost.
+    """Mean and spread (standard deviation) of rotation, scale and shift, and the share of images that are lost.
 
     `compute` returns <quantity>_mean and <quantity>_spread for each of `QUANTITIES`, and lost. Rotations, in degrees,
     have a circular mean and deviation. A scale below 1 zooms in. Shifts are in pixels of the warp's input.
@@ -44,7 +44,7 @@ class ThetaStatistics(Metric):
         self.lost += is_lost(self.warp, theta).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """See the class."""
+        """Returns the values that the class describes."""
         count, first, second = self.sums
         mean, spread = first / count, (second / count - (first / count).square()).clamp(min=0).sqrt()
         resultant = torch.hypot(first[0], second[0]) / count[0]
@@ -56,9 +56,10 @@ class ThetaStatistics(Metric):
 
 
 class PoseError(Metric):
-    """Mean distance in pixels between where a warp sends the corners of each figure and where they are.
+    """Mean distance in pixels between the corners of each figure as a warp finds them and the true ones.
 
-    Up to one warp for each class, see `pose_error`. height, width: of the images. align_corners: of the transformer.
+    Which pose counts as upright is fitted for each class, see `pose_error`.
+    height, width: of the images. align_corners: of the transformer.
     """
 
     full_state_update = False
@@ -76,13 +77,13 @@ class PoseError(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, theta: Tensor, truth: Tensor, labels: Tensor) -> None:
-        """Adds images with θ (N, P), the true corners (N, 4, 2), ±1 being the image's edge, and the classes (N,)."""
+        """Adds images with θ (N, P), true corners (N, 4, 2) in [-1, 1] from edge to edge, and classes (N,)."""
         self.theta.append(theta)
         self.truth.append((truth * self.edge.to(truth)).to(theta.device))
         self.labels.append(labels.to(theta.device))
 
     def compute(self) -> Tensor:
-        """See the class; a diverged θ gives NaN."""
+        """Returns the mean distance; NaN if θ has diverged."""
         theta, truth, labels = (
             torch.cat(list(state)) if isinstance(state, list) else state
             for state in (self.theta, self.truth, self.labels)
@@ -95,8 +96,8 @@ class PoseError(Metric):
 def is_lost(warp: WarpFunction, theta: Tensor) -> Tensor:
     """Whether a warp with θ (N, P) has lost the image, (N,).
 
-    It has where more than half of the points lie beyond the border, where they shrink to a line or a point, and where
-    θ is not finite.
+    An image is lost if more than half of the points lie beyond its border, if they shrink to a line or a point, or if θ
+    is not finite.
     """
     points = warp(theta.nan_to_num(0, 0, 0), pixel_centres(8, 8, device=theta.device).to(theta))
     inside = (points.abs() <= 1).all(dim=2).float().mean(dim=1) >= 0.5
@@ -104,5 +105,5 @@ def is_lost(warp: WarpFunction, theta: Tensor) -> Tensor:
     x, y = (points - points.mean(dim=1, keepdim=True)).unbind(2)
     xx, yy, xy = (x * x).mean(dim=1), (y * y).mean(dim=1), (x * y).mean(dim=1)
     smallest = (xx + yy) / 2 - torch.hypot((xx - yy) / 2, xy)
-    # Comparisons with NaN are false.
+    # A comparison with NaN is false, so NaN counts as lost.
     return ~(theta.isfinite().all(dim=1) & inside & (smallest >= 1e-4))

@@ -1,4 +1,4 @@
-"""Muon: steps for convolution filters that move every direction as far as any other."""
+"""Muon: an optimizer whose steps for convolution filters are orthogonal matrices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ from torch import Tensor, optim
 
 
 class Muon(optim.SGD):
-    """SGD with Nesterov momentum, whose steps for convolution filters are made orthogonal first.
+    """SGD with Nesterov momentum, whose steps for convolution filters are orthogonalized.
 
-    Groups with `orthogonal=True` hold weights (out, in, h, w). Their step, as a matrix (out, in · h · w), has all its
-    singular values set to about 1, and the weights keep the norm √out, that of filters of length 1 (K. Jordan 2024,
-    "Muon: An optimizer for hidden layers in neural networks", and as in his airbench94_muon); they do not decay. All
-    other groups are trained as by SGD. `torch.optim.Muon` takes matrices alone, and has no such norm.
+    Groups with `orthogonal=True` hold weights (out, in, h, w). Their step is a matrix (out, in · h · w) whose singular
+    values are set to about 1. The weights keep the norm √out, that of filters of length 1, and do not decay (K. Jordan
+    2024, "Muon: An optimizer for hidden layers in neural networks", and his airbench94_muon). All other groups are
+    trained by SGD. `torch.optim.Muon` takes matrices only, and does not keep the norm.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
@@ -21,7 +21,7 @@ class Muon(optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, after `closure`, where one is given, has made the gradients; returns what it returned."""
+        """One step. Calls `closure`, if given, for the gradients, and returns what it returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -30,7 +30,7 @@ class Muon(optim.SGD):
             for weight in group["params"] if group["orthogonal"] else []:
                 if weight.grad is not None:
                     self._step_filters(weight, weight.grad, group["lr"], group["momentum"])
-                    weight.grad = None  # done: nothing for SGD to do
+                    weight.grad = None  # SGD skips it
         super().step()
         return loss
 
@@ -44,9 +44,9 @@ class Muon(optim.SGD):
 
 
 def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
-    """(R, C) with the same singular vectors and singular values of about 1, but for those that were far the smallest.
+    """A matrix (R, C) with the same singular vectors, and singular values of about 1.
 
-    By Newton-Schulz iterations of a quintic that is steep at 0 (Jordan 2024).
+    By Newton-Schulz iterations (Jordan 2024); singular values far below the largest stay smaller.
     """
     wide = matrix.mT if len(matrix) > matrix.shape[1] else matrix
     wide = wide / (wide.norm() + 1e-7)

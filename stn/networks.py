@@ -1,6 +1,6 @@
 """The classifiers that `placement` puts transformers into, and their layers.
 
-Each is made for in_channels, image_size and num_classes, and maps (N, C, size, size) to class scores (N, num_classes).
+Each takes in_channels, image_size and num_classes, and maps (N, C, size, size) to class scores (N, num_classes).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 def size_after_pools(image_size: int, kernel: int, pools: int) -> int:
     """Side of the feature map after `pools` unpadded convolutions, each followed by a max-pool by 2.
 
-    Raises ValueError when nothing would be left of the image.
+    Raises ValueError if the image is too small.
     """
     size = image_size
     for _ in range(pools):
@@ -88,17 +88,17 @@ class Normalization(nn.Module):
             buffer.copy_(torch.tensor(values).view_as(buffer))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Of the shape of `images`, in the dtype of the buffers."""
+        """Returns a tensor of the shape of `images`, in the dtype of the buffers."""
         if images.is_floating_point():
             return (images - self.mean) / self.std
         return images.to(self.mean.dtype).sub_(self.mean * 255).div_(self.std * 255)
 
 
 class Whitening(nn.Conv2d):
-    """Fixed 2 x 2 convolution, (N, C, H, W) -> (N, 8 C, H - 1, W - 1), of whitened patches and their negatives.
+    """Fixed 2 x 2 convolution that whitens patches, with each filter in both signs: (N, C, H, W) -> (N, 8 C, H-1, W-1).
 
-    Coates and Ng 2011; fitted to the training images before the first step, as in airbench94 (K. Jordan 2024,
-    section 3.2). Until `fit` is called the filters are random.
+    It is fitted to the training images before the first step, as in airbench94 (Coates and Ng 2011; K. Jordan 2024,
+    section 3.2). Until then the filters are random.
     """
 
     def __init__(self, in_channels: int = 3) -> None:
@@ -109,9 +109,11 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor, noise: float = 5e-4) -> None:
-        """Sets the filters from normalized images (N, c, H, W); directions of less variance than `noise` stay small.
+        """Sets the filters from normalized images (N, c, H, W).
 
-        Where the layer's input is K images joined as channels, C = K c, each of them is whitened alike.
+        noise: directions with a smaller variance are hardly amplified.
+        If the input has K images joined as channels, C = K c, each is whitened by the same filters. Channels beyond
+        those images keep their random filters.
         """
         channels = images.shape[1]
         moments = torch.zeros(4 * channels, 4 * channels, dtype=torch.float64)
@@ -136,7 +138,7 @@ class ConvNorm(nn.Sequential):
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
         with torch.no_grad():
             nn.init.dirac_(conv.weight[:in_channels])
-        # No scale: the next convolution has it. Fast averages: a run is some thousand steps long.
+        # No scale: the next convolution can scale. High momentum: a run has only some thousand steps.
         norm = nn.BatchNorm2d(out_channels, momentum=0.4)
         norm.weight.requires_grad = False
         super().__init__(conv, nn.MaxPool2d(2) if pool else nn.Identity(), norm, nn.GELU())
@@ -146,12 +148,12 @@ class Residual(nn.Sequential):
     """x + f(x), for the layers f."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Of the shape of `features`."""
+        """Returns a tensor of the shape of `features`."""
         return features + super().forward(features)
 
 
 class GlobalMax(nn.Module):
-    """The maximum over the map, (N, C, H, W) -> (N, C); the gradient of `nn.AdaptiveMaxPool2d` is random on CUDA."""
+    """The maximum over the map, (N, C, H, W) -> (N, C). Unlike `nn.AdaptiveMaxPool2d` it is deterministic on CUDA."""
 
     def forward(self, features: Tensor) -> Tensor:
         """The maximum of each channel."""
@@ -166,7 +168,7 @@ class Scale(nn.Module):
         self.factor = factor
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Of the shape of `scores`."""
+        """Returns a tensor of the shape of `scores`."""
         return scores * self.factor
 
 
@@ -176,9 +178,10 @@ class WideConvNet(nn.Sequential):
     After airbench94 and airbench96 (K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, sections 3
     and 4).
 
-    widths: channels of each stage. convolutions: how many each stage has after the one that halves the map: 1, or 2
-    with a skip connection around them. scale: multiplies the class scores, because maxima over the map are large and a
-    network with large scores at the start wastes its first epochs.
+    widths: channels of each stage.
+    convolutions: how many each stage has after the one that halves the map: 1, or 2 with a skip connection.
+    scale: multiplies the class scores. Maxima over the map are large, and large scores at the start waste the first
+        epochs.
     Raises ValueError for values out of range, or an image too small for so many stages.
     """
 
@@ -191,7 +194,7 @@ class WideConvNet(nn.Sequential):
         num_classes: int = 10,
         image_size: int = 32,
     ) -> None:
-        if len(widths) != len(convolutions) or not set(convolutions) <= {1, 2}:
+        if not widths or len(widths) != len(convolutions) or not set(convolutions) <= {1, 2}:
             raise ValueError(
                 f"convolutions must be 1 or 2 for each of the {len(widths)} widths, not {list(convolutions)}"
             )

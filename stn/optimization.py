@@ -1,4 +1,4 @@
-"""Optimizer and schedule, with a rate of its own for the localization."""
+"""Optimizer and schedule, with a separate learning rate for the transformers."""
 
 import math
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class Optimization:
     algorithm: "sgd"; "adamw"; or "muon", which trains the convolutions' filters by Muon, and the rest, the transformers
         included, by SGD with Nesterov momentum.
     lr: the highest learning rate.
-    schedule: "constant"; "cosine", from lr to 0; or "one_cycle", which rises during the share `warmup` of all steps and
-        falls to 0.
+    schedule: "constant"; "cosine", from lr to 0; or "one_cycle", which rises for the first `warmup` (a fraction) of the
+        steps, then falls to 0.
     momentum, nesterov: of SGD and Muon.
-    weight_decay: on weights of two dimensions and more. It never acts on biases, norms and filters trained by Muon, nor
-        on the transformers' last layers: decay would pull θ to 0, not to the identity.
+    weight_decay: acts on weights of two or more dimensions, but not on filters trained by Muon. It spares the last
+        layers of the transformers, because decay would pull θ to 0, not to the identity.
     localization_lr_scale: multiplies lr for everything within a spatial transformer.
     norm_lr_scale: multiplies lr for batch norms outside the transformers (K. Jordan 2024, section 3.4, has 64).
     filter_lr_scale: multiplies lr for the filters trained by Muon.
@@ -59,13 +59,13 @@ class Optimization:
             raise ValueError(f"warmup must lie between 0 and 1, not {self.warmup}")
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """The trainable parameters in groups, each with its `name`, `lr`, `weight_decay` and `orthogonal` (by Muon)."""
+        """The trainable parameters in groups with `name`, `lr`, `weight_decay` and `orthogonal`, true for Muon."""
         modules = transformers(net)
         heads = {parameter for module in modules.values() for parameter in module.head.parameters()}
         # A shared localization has parameters of the classifier, which train at the classifier's rate.
         prefixes = tuple(f"{name}." if name else "" for name in modules)
         every = net.named_parameters(remove_duplicate=False)
-        shared = {parameter for name, parameter in every if not name.startswith(prefixes)} if modules else set()
+        shared = {parameter for name, parameter in every if not name.startswith(prefixes)}
         localization = {p for module in modules.values() for p in module.parameters()} - shared
         norms = {p for module in net.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
         filters = {module.weight for module in net.modules() if isinstance(module, nn.Conv2d)} - localization
@@ -96,13 +96,13 @@ class Optimization:
         return list(groups.values())
 
     def is_fused(self, clipped: bool) -> bool:
-        """Whether the optimizer is fused. Not where gradients are `clipped`: Lightning cannot clip for a fused one."""
+        """Whether the optimizer is fused. Not if gradients are `clipped`: Lightning cannot clip for a fused one."""
         return self.fused and self.algorithm != "muon" and not clipped
 
     def build(
         self, net: nn.Module, steps: int, *, clipped: bool = False
     ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
-        """The optimizer of `net`, and its schedule, to be advanced after each of `steps` steps.
+        """The optimizer of `net` and its schedule, of which `step()` is called after each of `steps` steps.
 
         clipped: whether the gradients are clipped.
         """
@@ -116,7 +116,7 @@ class Optimization:
             optimizer = optim.AdamW(groups, lr=self.lr, fused=fused)
         if self.schedule == "one_cycle":
             highest = [group["lr"] for group in groups]
-            steps = max(steps, math.ceil(2 / self.warmup))  # OneCycleLR divides by the warmup's steps, less one
+            steps = max(steps, math.ceil(2 / self.warmup))  # OneCycleLR divides by (warmup steps - 1)
             return optimizer, optim.lr_scheduler.OneCycleLR(
                 optimizer, highest, total_steps=steps, pct_start=self.warmup, cycle_momentum=False
             )

@@ -25,10 +25,11 @@ def build_network(
 ) -> nn.Sequential:
     """A classifier of images (N, in_channels, image_size, image_size) with spatial transformers among its stages.
 
-    classifier: makes the classifier for in_channels, image_size and num_classes; its first two parts are stages.
-    localization: makes the network that looks at the image, for in_channels and image_size. Transformers on feature
-        maps have a `FeatureLocalization`.
-    transformer: makes a transformer from a localization and a warp.
+    classifier: is called with in_channels, image_size and num_classes, and returns the classifier. Its first two
+        children are its stages.
+    localization: is called with in_channels and image_size, and returns the localization of a transformer on the image.
+        A transformer on a feature map has a `FeatureLocalization` instead.
+    transformer: is called with a localization and `warp`, and returns the transformer.
     placement: where the transformers are.
         none: nowhere.
         input: on the image.
@@ -37,7 +38,7 @@ def build_network(
         parallel: two on the image, their outputs joined as channels.
         shared: on the image, but with θ regressed from the classifier's own first stage (Finnveden et al. 2020,
             "Understanding when spatial transformer networks do not support invariance, and what to do about it").
-    Raises ValueError for an unknown placement, or where the parts do not fit together.
+    Raises ValueError for an unknown placement, or if the parts do not fit together.
     """
     if placement not in get_args(Placement):
         raise ValueError(f"placement must be one of {', '.join(get_args(Placement))}, not {placement!r}")
@@ -70,7 +71,7 @@ def build_network(
 
 
 class SharedLocalization(nn.Sequential):
-    """A localization that looks through a stage of the classifier; the weights of that stage stay the classifier's."""
+    """A localization whose first part is a stage of the classifier; both use the same weights."""
 
     def __init__(self, stage: nn.Module, channels: int) -> None:
         own = FeatureLocalization(channels)
@@ -80,9 +81,9 @@ class SharedLocalization(nn.Sequential):
 
 @torch.no_grad()
 def output_shape(network: nn.Sequential, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what a network makes of one image of `shape` (C, H, W).
+    """The shape of a network's output for one image of `shape` (C, H, W), without the batch.
 
-    Raises ValueError where the network does not take it.
+    Raises ValueError if the network cannot process such an image.
     """
     try:
         output: Tensor = network.eval()(torch.zeros(1, *shape))

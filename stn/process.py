@@ -1,22 +1,32 @@
-"""Settings of the whole process, which every command makes before it computes."""
+"""Settings of the whole process, for commands that compute."""
 
 import ctypes
 import logging
 import warnings
 from contextlib import suppress
 
+import torch
+from omegaconf import DictConfig
+
+
+def prepare_process(config: DictConfig) -> None:
+    """Makes the settings that a checked config needs: quiet, with fast memory, in the precision it asks for."""
+    silence_lightning()
+    tune_malloc()
+    torch.set_float32_matmul_precision(config.matmul_precision)
+
 
 def tune_malloc() -> None:
-    """Has the C library keep freed memory for the next step: fresh pages cost a fifth of a training step on a CPU."""
+    """Tells the C library to keep freed memory. Fetching new pages costs a fifth of a training step on a CPU."""
     mmap_max, trim_threshold = -4, -1
-    with suppress(AttributeError, OSError, TypeError):  # another C library than GNU's
+    with suppress(AttributeError, OSError, TypeError):  # not the GNU C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
 
 
 def silence_lightning() -> None:
-    """Hides Lightning's advertisements, and its warnings about what this project does on purpose."""
+    """Hides Lightning's tips, and its warnings about what this project does on purpose."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
         "Experiment logs directory .* exists",
@@ -24,6 +34,6 @@ def silence_lightning() -> None:
         "The number of training batches",
         "Precision .* is not supported by the model summary",
         ".*isinstance.treespec, LeafSpec.",
-        "`torch.jit.script` is deprecated",  # torch's own forward derivatives are scripts
+        "`torch.jit.script` is deprecated",  # torch itself uses it for forward-mode derivatives
     ):
         warnings.filterwarnings("ignore", message=message)

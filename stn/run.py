@@ -1,15 +1,16 @@
-"""A run is a folder that opens again: the network, what it needs of the data, the config and the metrics."""
+"""Opens the folder of a run: the network, the class names, the config and the metrics."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from stn.build import build_data
@@ -19,30 +20,32 @@ from stn.data.resident import ResidentDataModule
 from stn.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A finished or interrupted run, opened from its folder or a checkpoint.
 
-    folder: of the run; where a checkpoint stands alone, the checkpoint's.
-    checkpoint: the file that was opened. epoch: after which it was written, counted from 1.
-    classifier: the network, in evaluation mode on the CPU. It takes pixels (N, channels, image_size, image_size),
-        uint8 or floats in [0, 1], and returns class scores (N, len(classes)).
-    config: as composed, None where a checkpoint stands alone. metrics: of metrics.json, empty where there is none.
+    folder: the run's folder, or the checkpoint's folder if it is not inside a run.
+    checkpoint: the file that was opened.
+    epoch: the number of epochs after which it was written.
+    classifier: the network on the CPU, frozen and in evaluation mode. It takes pixels (N, channels, image_size,
+        image_size), uint8 or floats in [0, 1], and returns class scores (N, len(classes)).
+    config: the run's config, or None if there is none.
+    metrics: the content of metrics.json, empty if there is none.
     """
 
     folder: Path
     checkpoint: Path
     epoch: int
-    classifier: Classifier
-    config: DictConfig | None
-    metrics: dict[str, Any]
+    classifier: Classifier = field(repr=False)
+    config: DictConfig | None = field(repr=False)
+    metrics: dict[str, Any] = field(repr=False)
 
     @classmethod
     def open(cls, where: str | Path = "latest") -> Run:
         """Opens a run's folder, a checkpoint, or "latest": the run in outputs/ that wrote a checkpoint last.
 
-        Of a folder it opens the checkpoint that was tested, or else the best one, or else the last one.
-        Raises InputError where there is none, or for one that cannot be opened.
+        In a folder it takes the checkpoint that was tested, otherwise the best one, otherwise the last one.
+        Raises InputError if there is no checkpoint, or if it cannot be opened.
         """
         path = latest() if str(where) == "latest" else Path(where).expanduser()
         if not path.exists():
@@ -50,22 +53,26 @@ class Run:
         if path.is_dir():
             folder, checkpoint = path, find_checkpoint(path)
         else:
-            folder, checkpoint = path.parent, path
-            if (path.parent.parent / "config.yaml").is_file():
-                folder = path.parent.parent
-        content = load(checkpoint)
-        classifier = Classifier(**content["hyper_parameters"])
+            within_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
+            folder, checkpoint = path.parent.parent if within_a_run else path.parent, path
+        content = load_checkpoint(checkpoint)
+        try:
+            classifier = Classifier(**content["hyper_parameters"])
+        except (InstantiationException, TypeError) as error:
+            why = " ".join(str(error.__cause__ or error).split())
+            raise InputError(f"{checkpoint} describes a network that cannot be built here ({why})") from error
         try:
             classifier.load_state_dict(content["state_dict"])
         except RuntimeError as error:
-            raise InputError(f"{checkpoint} has weights of another network than the one it describes") from error
+            raise InputError(f"{checkpoint} has weights that do not fit the network it describes") from error
+        classifier.freeze()
         return cls(
             folder=folder,
             checkpoint=checkpoint,
             epoch=content["stn"]["epoch"],
-            classifier=classifier.eval(),
-            config=read_config(folder),
-            metrics=read_metrics(folder),
+            classifier=classifier,
+            config=read_config(folder) if checkpoint.parent != folder else None,
+            metrics=read_metrics(folder) if checkpoint.parent != folder else {},
         )
 
     @property
@@ -75,35 +82,39 @@ class Run:
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """The number of channels of the images."""
         return int(self.classifier.hparams["channels"])
 
     @property
     def image_size(self) -> int:
-        """Side of the images in pixels."""
+        """The side of the images in pixels."""
         return int(self.classifier.hparams["image_size"])
 
     def settings(self, overrides: Sequence[str] = ()) -> DictConfig:
-        """The run's config with some keys set anew. Raises InputError for unknown keys, or a run without a config."""
+        """The run's config with some keys changed, see `override`.
+
+        Raises InputError for unknown keys, or a checkpoint without a config.
+        """
         if self.config is None:
             raise InputError(
-                f"{self.checkpoint} stands alone: its data is described by config.yaml in the folder of its run, so "
-                "give that folder"
+                f"{self.checkpoint} is not in the folder of a run, whose config.yaml says which data it needs: give "
+                "that folder"
             )
-        register()
+        register()  # an override may use the resolvers of the configs
         return override(self.config, overrides)
 
     def data(self, config: DictConfig, trainer: pl.Trainer | None = None) -> ResidentDataModule:
-        """The data set of a config, to be read, for this run's network.
+        """Builds the data module of a config for this run's network; `read_data` reads it.
 
-        Raises InputError where its classes or its images are not those that the network was trained on.
+        Raises InputError if the classes, the channels or the image size are not those of training.
         """
         data = build_data(config, trainer)
         if list(data.classes) != self.classes:
-            odd = sorted(set(data.classes) ^ set(self.classes)) or data.classes
+            odd = sorted(set(data.classes) ^ set(self.classes))
+            differ = f"only one of the two has {odd[0]!r}" if odd else "they are in another order"
             raise InputError(
-                f"the data has {len(data.classes)} classes and {self.checkpoint} was trained on {len(self.classes)}; "
-                f"only one of the two has {odd[0]!r}: give data of the same classes"
+                f"the classes of the data ({len(data.classes)}) are not those of {self.checkpoint} "
+                f"({len(self.classes)}), {differ}: give data of the same classes"
             )
         for name in ("channels", "image_size"):
             if getattr(data, name) != getattr(self, name):
@@ -115,7 +126,7 @@ class Run:
 
 
 def latest() -> Path:
-    """The run in outputs/ that wrote a checkpoint last. Raises InputError where there is none."""
+    """The run in outputs/ that wrote a checkpoint last. Raises InputError if there is none."""
     checkpoints = list(Path("outputs").glob("**/checkpoints/*.ckpt"))
     if not checkpoints:
         raise InputError(
@@ -125,64 +136,61 @@ def latest() -> Path:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The checkpoint of a run's folder to open. Raises InputError where there is none."""
+    """The checkpoint to open in a run's folder. Raises InputError if there is none."""
     names = [read_metrics(folder).get("tested_checkpoint"), "checkpoints/best.ckpt", "checkpoints/last.ckpt"]
     for name in names:
         if name and (folder / name).is_file():
             return folder / name
     jobs = sorted(path.parent.parent for path in folder.glob("*/checkpoints/*.ckpt"))
     if jobs:
-        raise InputError(f"{folder} is a sweep of {len(set(jobs))} runs: give one of them, such as {jobs[0]}")
+        raise InputError(f"{folder} holds the runs of a sweep: give one of them, such as {jobs[0]}")
     raise InputError(
-        f"{folder} holds no checkpoint: give the folder of a run that kept one in checkpoints/, as runs do unless they "
-        "are trained with callbacks=minimal"
+        f"{folder} has no checkpoint in checkpoints/: give the folder of another run (those with callbacks=minimal "
+        "keep none)"
     )
 
 
-def load(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU. Raises InputError for a file that this version cannot open."""
+def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. Raises InputError for a file that this version cannot open."""
     try:
         content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # of zipfile, pickle, torch or the file system
+    except Exception as error:  # zipfile, pickle, torch and the file system have different ones
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{checkpoint} is no readable checkpoint, perhaps cut off ({why}): give another one"
+            f"{checkpoint} cannot be read, it may be incomplete ({why}): give another checkpoint"
         ) from error
-    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
-        raise InputError(f"{checkpoint} is no checkpoint of a classifier: give one that stn.train wrote")
-    found = content.get("stn", {"format": 1})["format"]
+    if not isinstance(content, dict) or not {"model", "optimizer"} <= content.get("hyper_parameters", {}).keys():
+        raise InputError(f"{checkpoint} is not a checkpoint of stn.train: give another checkpoint")
+    found = content.get("stn", {}).get("format", 1)
     if found != CHECKPOINT_FORMAT:
         when = "an earlier" if found < CHECKPOINT_FORMAT else "a later"
         raise InputError(
-            f"{checkpoint} was written by {when} version of stn (format {found}, and this version opens "
+            f"{checkpoint} was written by {when} version of stn (format {found}; this version needs "
             f"{CHECKPOINT_FORMAT}): open it with that version, or train again"
         )
     return content
 
 
 def read_config(folder: Path) -> DictConfig | None:
-    """The config of a run's folder, or None. Raises InputError for one that cannot be read."""
+    """The config of a run's folder, None if there is none. Raises InputError for one that cannot be read."""
     path = folder / "config.yaml"
     if not path.is_file():
         return None
     try:
         config = OmegaConf.load(path)
-        assert isinstance(config, DictConfig)
-        config.folder = str(folder)
+        OmegaConf.update(config, "folder", str(folder))
         OmegaConf.resolve(config)
-    except Exception as error:
-        raise InputError(f"{path} is no config of a run ({' '.join(str(error).split())})") from error
-    return config
+    except Exception as error:  # of the YAML parser, OmegaConf or the file system
+        raise InputError(f"{path} cannot be read as the config of a run ({' '.join(str(error).split())})") from error
+    return cast(DictConfig, config)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """What metrics.json of a run's folder holds, or nothing. Raises InputError for one that cannot be read."""
+    """The content of metrics.json, empty if there is none. Raises InputError for a file that cannot be read."""
     path = folder / "metrics.json"
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
-        assert isinstance(found, dict)
-    except (ValueError, AssertionError) as error:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{path} is not the JSON that a run writes: remove it, or give a checkpoint") from error
-    return found

@@ -1,4 +1,4 @@
-"""python -m stn.train: composes the config, trains, tests the checkpoint that was kept, and reports.
+"""python -m stn.train: trains a network from a config, tests it, and writes a report.
 
 python -m stn.train experiment=demo
 python -m stn.train trainer.max_epochs=50
@@ -15,31 +15,43 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from stn import cli, config
+from stn.errors import InputError
+
+# Errors of a run are caught in `launch`, so that a sweep continues. Errors of Hydra, which composes the config and
+# makes the folder, are caught in `main`.
 
 
 @hydra.main(version_base="1.3", config_path=config.config_folder(), config_name="config")
 def launch(composed: DictConfig) -> Any:
-    """Hydra's task: one run. A failure is told at once and kept in the run's folder, so that a sweep goes on.
+    """Runs one job for Hydra. It prints an error at once and saves it in the run's folder.
 
-    Returns the best validation accuracy, for sweepers that optimize.
+    Returns the best validation accuracy, which Hydra's optimizing sweepers take as the objective.
     """
     try:
         from stn.training import train  # here, since --help and --cfg job must not wait for torch
 
         return train(composed).get("best_val_accuracy")
     except Exception as error:
-        code = cli.tell("stn.train", error, composed.get("folder"))
+        code = cli.report_error("stn.train", error, HydraConfig.get().runtime.output_dir)
         if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise cli.JobFailedError(code) from error
+            raise cli.JobFailedError(code) from error  # the sweep continues
         sys.exit(code)
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     config.register()
     with cli.exit_codes("stn.train"):
-        launch()
+        try:
+            launch()
+        except Exception as error:
+            cause: BaseException | None = None if config.explain(error) else error
+            while cause and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            if cause:  # of Hydra, which makes the folder and the log in it
+                raise InputError(f"the output folder cannot be written: {cause}") from error
+            raise
 
 
 if __name__ == "__main__":

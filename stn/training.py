@@ -1,4 +1,4 @@
-"""One training run, from a composed config to its folder."""
+"""Trains and tests the network of a config, and writes the folder of the run."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from stn.check import check
 from stn.classifier import Classifier
 from stn.cli import print_table
 from stn.config import save
-from stn.errors import InputError
-from stn.process import silence_lightning, tune_malloc
+from stn.errors import InputError, user_errors
+from stn.process import prepare_process
 
 
 def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
-    """Trains and tests what a config describes, with `callbacks` besides its own, and leaves a run in `config.folder`.
+    """Trains and tests the network of a config, and writes the run to `config.folder`.
 
-    Returns what metrics.json holds. Raises InputError for a config that cannot be run, and KeyboardInterrupt after an
-    interrupted run was reported.
+    callbacks: added to those of the config.
+    Returns the content of metrics.json. Raises InputError for a config that cannot be run. After Ctrl-C it reports the
+    results so far, then raises KeyboardInterrupt.
     """
-    silence_lightning()
-    tune_malloc()
     check(config)
+    prepare_process(config)
     folder = Path(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save(config, folder / "config.yaml")
+    with user_errors("folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+        save(config, folder / "config.yaml")
     pl.seed_everything(config.seed, verbose=False)
-    torch.set_float32_matmul_precision(config.matmul_precision)
 
     trainer = build_trainer(config, callbacks)
     data = build_data(config, trainer)
@@ -57,7 +57,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> dict[str
     if not trainer.interrupted:
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         if checkpoint:
-            epoch = torch.load(checkpoint, map_location="cpu", weights_only=True)["stn"]["epoch"]
+            epoch = torch.load(checkpoint, mmap=True, weights_only=True)["stn"]["epoch"]
             metrics |= {"tested_checkpoint": os.path.relpath(checkpoint, folder), "tested_epoch": epoch}
         else:
             metrics["tested_epoch"] = trainer.current_epoch
@@ -73,9 +73,9 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> dict[str
 
 @contextmanager
 def keep_after_ctrl_c(trainer: pl.Trainer) -> Iterator[None]:
-    """Swallows Lightning's SystemExit after Ctrl-C, so that partial results are reported.
+    """Swallows the SystemExit that Lightning raises after Ctrl-C, so that partial results are reported.
 
-    Raises InputError for what Lightning finds wrong only now, such as a monitored metric that nothing logs.
+    Raises InputError for errors that Lightning finds only in training, such as a monitor that nothing logs.
     """
     try:
         yield
@@ -88,7 +88,7 @@ def keep_after_ctrl_c(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def describe(config: DictConfig, trainer: pl.Trainer, classifier: Classifier) -> str:
-    """How a run computes: precision, device, threads, memory format, compilation and optimizer."""
+    """Tells how a run computes: precision, device, threads, memory format, compilation and optimizer."""
     device = trainer.strategy.root_device
     said = [f"{trainer.precision} on {device}", f"{torch.get_num_threads()} threads"]
     if config.channels_last:
@@ -100,32 +100,34 @@ def describe(config: DictConfig, trainer: pl.Trainer, classifier: Classifier) ->
     if device.type == "cuda":
         said.append(f"float32 products in {config.matmul_precision} precision")
     if torch.are_deterministic_algorithms_enabled():
-        slower = ": transformers gather, which is slower" if device.type == "cuda" else ""
+        slower = " (transformers sample by gathering, which is slower)" if device.type == "cuda" else ""
         said.append(f"deterministic{slower}")
     return ", ".join(said)
 
 
 def fit_metrics(trainer: pl.Trainer, classifier: Classifier, images: int) -> dict[str, Any]:
-    """Parameters, and from the history the best and the last epoch, time, and speed with `images` a step."""
+    """The number of parameters and, from the history, accuracies, seconds and images per second.
+
+    images: in a step, over all processes.
+    """
     metrics: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in classifier.net.parameters())}
     history = next((callback for callback in trainer.callbacks if isinstance(callback, History)), None)  # type: ignore[attr-defined]
-    if history is None or not history.rows:
+    if history is None or not history.epochs:
         return metrics
-    best, last = history.best(), history.rows[-1]
-    epochs, seconds = last["epoch"], last["seconds"]
+    metrics["epochs"] = history.epochs
+    if history.rows:
+        best = history.best()
+        metrics |= {"best_epoch": best["epoch"], "best_val_accuracy": best["val/accuracy"]}
+        metrics["last_val_accuracy"] = history.rows[-1]["val/accuracy"]
     return metrics | {
-        "epochs": epochs,
-        "best_epoch": best["epoch"],
-        "best_val_accuracy": best["val/accuracy"],
-        "last_val_accuracy": last["val/accuracy"],
-        "seconds": seconds,
-        "seconds_per_epoch": seconds / epochs,
-        "images_per_second": images * last["steps"] / seconds,
+        "seconds": history.seconds,
+        "seconds_per_epoch": history.seconds / history.epochs,
+        "images_per_second": images * history.steps / history.seconds,
     }
 
 
 def report(folder: Path, classifier: Classifier, loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
-    """Writes metrics.json, prints it as a table, and logs it beside the hyper-parameters."""
+    """Writes metrics.json, prints it as a table, and logs it to TensorBoard with the hyper-parameters."""
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print_table(metrics)
     shown = os.path.relpath(folder)

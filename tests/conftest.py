@@ -96,5 +96,5 @@ def _run(verb: str, arguments: tuple[str, ...], folder: str, variables: dict[str
 
 @pytest.fixture
 def composed(tmp_path: Path) -> Callable[..., DictConfig]:
-    """The config that the command line given composes, for a run in `tmp_path`/run."""
+    """Composes a config from overrides, for a run in `tmp_path`/run."""
     return lambda *overrides: compose(overrides, tmp_path / "run")

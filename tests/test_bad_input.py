@@ -30,10 +30,14 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("optimizer.lr=-1", "lr must be above 0, not -1"),
         ("data.batch_size=0", "data: batch_size must be 1 or more, not 0"),
         ("callbacks.checkpoint.monitor=val/acc", "could not find the monitored key"),
-        ("data.batch_size=49", "batch_size 49 is larger than the training set of 48 images"),
+        (
+            "data.batch_size=49",
+            "batch_size 49 is larger than the training set of 48 images: set data.batch_size=48 or less",
+        ),
         ("trainer.max_epochs=-1", "trainer.max_epochs=-1 must be 1 or more"),
         ("hydra.run.dir=/dev/null/run", "the output folder cannot be written"),
-        ("logger=null", "a group takes the name of one of its choices"),
+        ("folder=/dev/null/run", "folder: [Errno 20] Not a directory"),
+        ("logger=null", "a group needs the name of one of its choices"),
         ("compile=fast", "compile=fast must be null or one of default, reduce-overhead, max-autotune"),
         ("matmul_precision=low", "matmul_precision=low must be one of highest, high, medium"),
         ("channels_last=2", "channels_last=2 must be true or false"),
@@ -51,7 +55,9 @@ def test_an_output_folder_whose_log_cannot_be_written(command: Command, tmp_path
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_where_there_is_none(command: Command) -> None:
-    refused(command(*TINY, "trainer=gpu"), "trainer.accelerator=gpu", "torch finds no GPU here", "trainer=cpu")
+    refused(
+        command(*TINY, "trainer=gpu"), "trainer.accelerator=gpu", "torch finds no GPU here", "trainer.accelerator=auto"
+    )
 
 
 def test_compiling_without_a_compiler(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,13 +70,16 @@ def test_compiling_without_a_compiler(command: Command, monkeypatch: pytest.Monk
     [
         (
             "model=convnet_small ~model.classifier.convolutions",
-            "callbacks.resizing.start=20: this model takes no images so small; choose a larger start or model=wide",
+            "callbacks.resizing.start=20: this model cannot process such small images; choose a larger start",
         ),
         ("model.placement=features", "callbacks.resizing needs a transformer on the input whose output_size is unset"),
-        ("+model.transformer.output_size=[24,24]", "output_size is unset; or leave it out by ~callbacks.resizing"),
+        (
+            "+model.transformer.output_size=[24,24]",
+            "output_size is unset; or leave it out with callbacks.resizing=null",
+        ),
         ("callbacks.resizing.start=32", "callbacks.resizing.start=32 must be less than the images' 32 pixels"),
         ("callbacks.resizing.start=18", "start must be a multiple of 4 above 0, not 18"),
-        ("callbacks.resizing.start=4", "callbacks.resizing.start=4: this model takes no images so small"),
+        ("callbacks.resizing.start=4", "callbacks.resizing.start=4: this model cannot process such small images"),
         ("callbacks.resizing.until=0", "until must lie in (0, 1], not 0"),
     ],
 )

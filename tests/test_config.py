@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from conftest import TINY
 from omegaconf import DictConfig, OmegaConf
 
 from stn.build import build_classifier, build_data, build_trainer
-from stn.check import check
+from stn.check import arguments_of, check
 from stn.classifier import Classifier
 from stn.config import compose, config_folder, explain, fastest_precision, override
 from stn.errors import InputError
@@ -146,6 +146,8 @@ def test_everything_trains_50_epochs_unless_a_preset_says_otherwise(composed: Co
         ("seed=one", "seed=one must be a whole number from 0 to"),
         ("+sede=3", r"sede=3: the config has no key and no group 'sede'; did you mean 'seed'\?"),
         ("~trainer", "trainer=None: the config needs trainer"),
+        ("+model.warp.size=3", "model.warp.size=3: model.warp has no key 'size'; it takes none"),
+        ("+callbacks.theta.images=3", "callbacks.theta has no key 'images'; it takes none"),
         ("model.placement=depp", "model.placement=depp must be none or input or features or deep"),
         ("+model.classifier.num_classes=3", "model.classifier.num_classes=3 cannot be set: it comes from the data"),
         ("+model.localization.image_size=64", "image_size=64 cannot be set: it comes from data.image_size"),
@@ -209,7 +211,10 @@ def test_values_out_of_range_are_named_where_they_stand(override: str, part: str
             ["model/wrap=tps"],
             "there is no group 'model/wrap'; write model.wrap=… for a key, or did you mean 'model/warp'?",
         ),
-        (["trainer.overfit_batches=1"], "trainer.overfit_batches is left at its default by the config; set it with +"),
+        (
+            ["trainer.overfit_batches=1"],
+            "trainer.overfit_batches is not in the config, which uses its default: set it with +",
+        ),
     ],
 )
 def test_command_lines_that_do_not_compose_are_explained(overrides: list[str], said: str, composed: Compose) -> None:
@@ -251,7 +256,10 @@ def test_a_gpu_without_bfloat16_is_named(composed: Compose, monkeypatch: pytest.
 
 def test_a_finished_config_is_changed_key_by_key(composed: Compose) -> None:
     config = composed("data.batch_size=32", "data.shift=1")
-    changed = override(config, ["data.batch_size=64", "data.mean=[0,0,0]", "trainer.precision='32-true'"])
+    changed = override(
+        config, ["data.batch_size=64", "data.mean=[0,0,0]", "trainer.precision='32-true'", "+trainer.benchmark=true"]
+    )
+    assert changed.trainer.benchmark is True and "benchmark" not in config.trainer
     assert (changed.data.batch_size, config.data.batch_size, changed.data.shift) == (64, 32, 1)
     assert changed.data.mean == [0, 0, 0] and changed.trainer.precision == "32-true"
 
@@ -260,8 +268,10 @@ def test_a_finished_config_is_changed_key_by_key(composed: Compose) -> None:
     ("text", "said"),
     [
         ("data.batchsize=3", "data has no key 'batchsize'; did you mean 'batch_size'?"),
-        ("+data.more=3", "'+data.more=3' cannot be applied to a finished run; write key=value"),
-        ("~data.mean", "'~data.mean' cannot be applied to a finished run"),
+        ("~data.mean", "'~data.mean' is not allowed for a finished run: write key=value"),
+        ("data=cifar10", "'data=cifar10' chooses from a group"),
+        ("model/warp=tps", "'model/warp=tps' chooses from a group"),
+        ("seed=1,2", "'seed=1,2' is not allowed for a finished run"),
         ("a=b=c", "'a=b=c' is not understood"),
         ("photos", "'photos' is not understood"),
     ],
@@ -284,3 +294,31 @@ def test_null_leaves_a_callback_out(composed: Compose) -> None:
     kinds = {type(callback).__name__ for callback in build_trainer(config).callbacks}
     assert not kinds & {"LearningRateMonitor", "TQDMProgressBar", "RichProgressBar", "ModelSummary", "RichModelSummary"}
     assert {"History", "WarpGallery", "ThetaMonitor", "ModelCheckpoint"} <= kinds
+
+
+def test_a_callback_takes_no_other_keys(composed: Compose) -> None:
+    with pytest.raises(InputError, match=r"callbacks.average has no key 'decai'; did you mean 'decay'\?"):
+        check(composed("callbacks=averaged", "+callbacks.average.decai=0.9"))
+    with pytest.raises(InputError, match=r"callbacks.average: decay must lie in \[0, 1\), not 1.5"):
+        build_trainer(composed("callbacks=averaged", "callbacks.average.decay=1.5"))
+
+
+def test_hints_that_cannot_be_resolved_accept_anything() -> None:
+    def target(logger: "NotImported", images: int = 3) -> None:  # type: ignore[name-defined]  # noqa: F821
+        """As loggers have it that import their library only for type checking."""
+
+    assert arguments_of(target)[0] == {"logger": Any, "images": Any}
+
+
+def test_a_compiler_may_have_arguments(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "python -v")
+    check(composed("compile=default"))
+    monkeypatch.setenv("CXX", "no-such-compiler -v")
+    with pytest.raises(InputError, match="compile=default needs a C"):
+        check(composed("compile=default"))
+
+
+@pytest.mark.parametrize("folder", ["null", "[]", "3"])
+def test_a_folder_is_a_path(folder: str) -> None:
+    with pytest.raises(InputError, match=r"folder=.* must be a path"):
+        check(compose([f"folder={folder}"]))

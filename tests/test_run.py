@@ -75,7 +75,7 @@ def test_a_checkpoint_opens_within_its_run_and_alone(trained: Path, tmp_path: Pa
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(alone.classifier(images), within.classifier(images))
     assert alone.config is None and alone.metrics == {}
-    with pytest.raises(InputError, match=r"network.ckpt stands alone: .* give that folder"):
+    with pytest.raises(InputError, match=r"network.ckpt is not in the folder of a run.* give that folder"):
         alone.settings()
 
 
@@ -92,7 +92,8 @@ def test_evaluate_finds_what_the_run_found(folder: Path, command: Command) -> No
     metrics = json.loads((folder / "metrics.json").read_text())
     assert f"{metrics['test_accuracy']:.2%}" in found.stdout and f"{metrics['test_loss']:.4g}" in found.stdout
     assert f"{metrics['test_transformer_pose_error_pixels']:.4g}" in found.stdout
-    other = command(str(folder), "data.test_images=30", "data.split_seed=3", verb="evaluate")
+    more = ["data.test_images=30", "data.split_seed=3", "+trainer.limit_test_batches=1", "compile=default"]
+    other = command(str(folder), *more, verb="evaluate")
     assert other.returncode == 0 and f"{metrics['test_loss']:.4g}" not in other.stdout
 
 
@@ -131,6 +132,14 @@ def narrow(content: dict[str, Any]) -> None:
     content["hyper_parameters"]["model"]["classifier"]["hidden"] = 7
 
 
+def unknown(content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["model"]["warp"]["_target_"] = "stn.layers.Wrap"
+
+
+def swapped(content: dict[str, Any]) -> None:
+    content["hyper_parameters"]["classes"].reverse()
+
+
 def renamed(content: dict[str, Any]) -> None:
     content["hyper_parameters"]["classes"][3] = "hat"
 
@@ -142,15 +151,14 @@ def fewer(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            old,
-            "was written by an earlier version of stn (format 1, and this version opens 2): open it with that version",
-        ),
-        (newer, "was written by a later version of stn (format 3, and this version opens 2)"),
-        (narrow, "best.ckpt has weights of another network than the one it describes"),
-        (fewer, "best.ckpt has weights of another network than the one it describes"),
+        (old, "was written by an earlier version of stn (format 1; this version needs 2): open it with that version"),
+        (newer, "was written by a later version of stn (format 3; this version needs 2)"),
+        (narrow, "best.ckpt has weights that do not fit the network it describes"),
+        (fewer, "best.ckpt has weights that do not fit the network it describes"),
+        (unknown, "best.ckpt describes a network that cannot be built here"),
         (renamed, "only one of the two has 'ell': give data of the same classes"),
-        (dict.clear, "best.ckpt is no checkpoint of a classifier: give one that stn.train wrote"),
+        (swapped, "they are in another order: give data of the same classes"),
+        (dict.clear, "best.ckpt is not a checkpoint of stn.train: give another checkpoint"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(
@@ -165,7 +173,7 @@ def test_a_truncated_checkpoint(share: float, folder: Path, command: Command) ->
     path = folder / "checkpoints" / "best.ckpt"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    said = "best.ckpt is no readable checkpoint, perhaps cut off", "give another one"
+    said = "best.ckpt cannot be read, it may be incomplete", "give another checkpoint"
     refused(command(str(folder), verb="evaluate"), *said, program="stn.evaluate")
 
 
@@ -174,13 +182,15 @@ def test_a_truncated_checkpoint(share: float, folder: Path, command: Command) ->
     [
         (["latest"], "latest: there is no run with a checkpoint in"),
         (["nowhere"], "nowhere does not exist: give a run's folder, a checkpoint, or latest"),
-        (["empty"], "empty holds no checkpoint: give the folder of a run that kept one in checkpoints/"),
-        (["sweep"], "sweep is a sweep of 1 runs: give one of them, such as sweep/0"),
+        (["empty"], "empty has no checkpoint in checkpoints/: give the folder of another run"),
+        (["sweep"], "sweep holds the runs of a sweep: give one of them, such as sweep/0"),
         (["run", "data.batchsize=3"], "data has no key 'batchsize'; did you mean 'batch_size'?"),
         (["run", "data.image_size=40"], "data.image_size=40 is not what run/checkpoints/best.ckpt was trained on"),
         (["run", "data.test_images=0"], "data: train_images 60 and test_images 0 must be 2 and 1 or more"),
-        (["no_config"], "best.ckpt stands alone: its data is described by config.yaml in the folder of its run"),
-        (["broken_config"], "broken_config/config.yaml is no config of a run"),
+        (["run", "trainer=cpu"], "'trainer=cpu' chooses from a group, which a finished run has done already"),
+        (["run", "data.root=a,b"], "'data.root=a,b' is not allowed for a finished run"),
+        (["no_config"], "best.ckpt is not in the folder of a run, whose config.yaml says which data it needs"),
+        (["broken_config"], "broken_config/config.yaml cannot be read as the config of a run"),
         (["broken_metrics"], "broken_metrics/metrics.json is not the JSON that a run writes"),
     ],
 )

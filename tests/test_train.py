@@ -106,6 +106,7 @@ def test_the_epoch_that_was_tested_is_told(
     """Of five epochs, of which the second and the fourth are validated."""
     five = ["trainer.max_epochs=5", "trainer.check_val_every_n_epoch=2"]
     metrics = train(composed(*TINY, *five, *settings))
+    assert metrics["epochs"] == 5 and metrics["seconds"] == pytest.approx(5 * metrics["seconds_per_epoch"])
     assert metrics == figures(tmp_path / "run") and metrics["tested_epoch"] == tested
     if kept := metrics.get("tested_checkpoint"):
         assert Run.open(tmp_path / "run").epoch == tested

@@ -1,1 +1,1 @@
-"""Speed beside what users would run instead: python -m stn.benchmark."""
+"""Speed, compared with what users would run instead: python -m stn.benchmark."""

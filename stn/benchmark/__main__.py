@@ -1,4 +1,4 @@
-"""python -m stn.benchmark: how fast it is, beside what users would run instead.
+"""python -m stn.benchmark: measures speed, compared with what users would run instead.
 
 python -m stn.benchmark layers
 python -m stn.benchmark train
@@ -15,21 +15,23 @@ from stn import cli
 from stn.errors import InputError
 
 BENCHMARKS = {
-    "layers": "every warp, forward and backward, beside PyTorch and kornia",
-    "train": "images a second beside a bare loop and the tutorial's",
-    "data": "images a second that are augmented, beside torchvision",
-    "accuracy": "seconds to an accuracy, beside the tutorial's 50 epochs",
+    "layers": "every warp, forward and backward, compared with PyTorch and kornia",
+    "train": "images a second, compared with a bare loop and the tutorial's loop",
+    "data": "augmented images a second, compared with torchvision",
+    "accuracy": "seconds to an accuracy, compared with the tutorial's 50 epochs",
     "scaling": "images a second and memory as batch, image, transformers, data and epochs grow",
 }
 TRAINING = ("train", "data", "accuracy")  # these take settings of stn.train
 
 
 def main() -> None:
-    """The command line. Ctrl-C keeps what was measured."""
-    parser = argparse.ArgumentParser("stn.benchmark", description="Measures speed, each beside its peer in one run.")
+    """Runs the command line. After Ctrl-C the results so far are kept."""
+    parser = argparse.ArgumentParser(
+        "stn.benchmark", description="Measures speed, each candidate and its reference in one run."
+    )
     parser.add_argument("what", choices=BENCHMARKS, help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
     parser.add_argument("overrides", nargs="*", help="settings of stn.train, key=value")
-    parser.add_argument("--rounds", type=int, default=9, help="how often each arm is timed (default: 9)")
+    parser.add_argument("--rounds", type=int, default=9, help="how often each candidate is timed (default: 9)")
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
     arguments = parser.parse_intermixed_args()
     with cli.exit_codes("stn.benchmark"):

@@ -1,4 +1,4 @@
-"""How long training takes to an accuracy, beside the tutorial's loop and its 50 epochs."""
+"""How long training takes to reach an accuracy, compared with 50 epochs of the tutorial's loop."""
 
 import contextlib
 import io
@@ -23,15 +23,15 @@ EPOCHS, IMAGES = 50, 50_000  # of the published systems
 
 
 def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
-    """A row for each experiment and goal: the mean seconds to it over `rounds` seeds, as scored on the validation set.
+    """A row for each experiment and goal: the mean seconds, over `rounds` seeds, to an accuracy on the validation set.
 
-    From the first step on: start-up and test are not counted. And how many times as long the tutorial's loop needs for
-    its 50 epochs, at the speed it has here with the best number of workers. "the end" is that of the last epoch, with
-    the test accuracy. `overrides` name the data.
+    The time starts with the first step; start-up and test are not counted. The goal "the end" is the end of the last
+    epoch, with the test accuracy. The last column is the time of 50 epochs of the tutorial's loop, with its best number
+    of workers, divided by the row's seconds. overrides: name the data.
     """
     tune_malloc()
     made = [f"trainer.accelerator={accelerator(device)}", *overrides]
-    for experiment in EXPERIMENTS:  # what is wrong is said before anything is timed
+    for experiment in EXPERIMENTS:  # reports bad input before the timing starts
         with composed([f"experiment={experiment}", *made]) as config:
             read_data(build_data(config), "fit", "test")
     with composed([*CASES["LeNet-5 STN"], f"trainer.accelerator={accelerator(device)}"]) as config:
@@ -69,7 +69,7 @@ def run(config: DictConfig) -> tuple[list[tuple[float, float]], float]:
 
 
 def row(what: str, goal: str, scores: list[float], seconds: list[float], fifty: float) -> dict[str, Any]:
-    """The mean seconds of some runs, what they scored on the test set, and how often they fit into `fifty` seconds."""
+    """A row of some runs: their mean seconds, test accuracies, and how many times faster than `fifty` seconds."""
     return {
         "what": what,
         "to": goal,

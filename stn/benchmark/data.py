@@ -1,4 +1,4 @@
-"""Images a second that are augmented: whole batches, beside torchvision one by one, and an epoch of training."""
+"""Augmented images a second, compared with torchvision image by image, and with an epoch of training."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,17 +25,17 @@ BATCH = 250
 
 
 def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
-    """Images a second of this project's batches, and how many times as fast they are as what is beside them.
+    """A row for each reference: images a second of this project's batches and of the reference, and their ratio.
 
-    Beside torchvision: mirrored, shifted by 4, normalized, a square of 8 cut out. Beside an epoch of training, which
-    they are a part of: the inverse is their share.
+    The first reference is torchvision: mirrored, shifted by 4, normalized, with a cutout of 8. The others are epochs of
+    training, which the batches are a part of; their share of it is the inverse of the ratio.
     """
     tune_malloc()  # for all arms alike
     made = {
         name: [*settings(case, overrides), f"trainer.accelerator={accelerator(device)}", *overrides]
         for name, case in CASES.items()
     }
-    for composition in made.values():  # what is wrong is said before anything is timed
+    for composition in made.values():  # reports bad input before the timing starts
         with composed(composition) as config:
             read_data(build_data(config), "fit")
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
@@ -55,7 +55,7 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
 
 
 def row(beside: str, seconds: dict[str, list[float]], count: int, count_there: int) -> dict[str, Any]:
-    """Two arms that handle so many images a call, each in the seconds it took."""
+    """A row from the seconds of two candidates. count, count_there: the images that each handles in a call."""
     ours, theirs = seconds.values()
     ours, theirs = [time / count for time in ours], [time / count_there for time in theirs]
     factor, low, high = ratio(theirs, ours)
@@ -69,7 +69,7 @@ def row(beside: str, seconds: dict[str, list[float]], count: int, count_there: i
 
 
 def drain(batches: Batches, normalization: Normalization) -> None:
-    """A pass over batches, normalized and not used."""
+    """Iterates over all batches, and normalizes them."""
     for images, _ in batches:
         normalization(images)
 
@@ -87,7 +87,7 @@ def batched(images: np.ndarray, device: torch.device) -> Batches:
 
 
 def one_by_one(images: np.ndarray) -> Callable[[], None]:
-    """The same by torchvision, image by image, as a Dataset does, for the first few images."""
+    """A call that augments the first `ONE_BY_ONE` images by torchvision, image by image, as a Dataset does."""
     transform = transforms.Compose(
         [
             transforms.RandomHorizontalFlip(),
@@ -106,7 +106,7 @@ def one_by_one(images: np.ndarray) -> Callable[[], None]:
 
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
-    """Images a second of the batches and of what is beside them, as bars."""
+    """Images a second of the batches and of the references, as bars."""
     bars = {"batches": rows[0]["images/s"]} | {row["beside"]: row["images/s there"] for row in rows}
     colours = ["tab:blue", *["tab:gray"] * len(rows)]
     axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)

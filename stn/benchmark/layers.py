@@ -1,4 +1,4 @@
-"""Every warp of a batch of images, forward and backward for θ, beside its peer in PyTorch or kornia."""
+"""Every warp of a batch of images, forward and backward for θ, compared with PyTorch and kornia."""
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -33,12 +33,12 @@ Arm = Callable[[], object]
 
 
 def measure(rounds: int, device: torch.device, _: list[str]) -> Iterator[dict[str, Any]]:
-    """A row for each warp, size and peer: milliseconds of this project and of the peer, and how many times as many.
+    """A row for each warp, size and peer: milliseconds of this project and of the peer, and their ratio.
 
-    The peer "copy" moves the bytes of four images: what is read and written, forward and backward, by a sampler that
-    touches each pixel once. Its ratio is the share of the memory's bandwidth that is reached.
+    The peer "copy" copies the images twice. That is the memory traffic of a sampler that touches each pixel once. So
+    its ratio is the share of the bandwidth that is reached.
     """
-    if not find_spec("kornia"):  # a reference of the tests, not something the layer needs
+    if not find_spec("kornia"):  # only the tests and this benchmark need it
         print("kornia is not installed: nothing is measured beside it")
     for shape in SIZES:
         images = torch.rand(shape, device=device)
@@ -62,20 +62,20 @@ def measure(rounds: int, device: torch.device, _: list[str]) -> Iterator[dict[st
 
 
 def near_identity(warp: layers.Warp, count: int, device: torch.device) -> Tensor:
-    """θ (count, P) of warps that move the pixels by a few."""
+    """θ (count, P) of warps that move points by a few pixels."""
     generator = torch.Generator().manual_seed(0)
     return (warp.identity() + 0.1 * torch.randn(count, warp.num_params, generator=generator)).to(device)
 
 
 def ours(warp: layers.Warp, images: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """This project's way from θ to the warped images, and θ."""
+    """This project's function from θ to the warped images, and θ."""
     localization = torch.nn.Linear(1, 1)  # never looks: θ is given
     transformer = layers.SpatialTransformer(localization, warp, padding="zeros")
     return lambda theta: transformer.transform(images, theta), near_identity(warp, len(images), images.device)
 
 
 def peers(warp: layers.Warp, images: Tensor) -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]:
-    """What others offer for the same warp: from their parameters to the warped images, and those parameters."""
+    """Functions of other libraries for the same warp, by name: from their parameters to the images, and parameters."""
     count, size = len(images), (images.shape[2], images.shape[3])
     theta = near_identity(warp, count, images.device)
 
@@ -91,10 +91,6 @@ def peers(warp: layers.Warp, images: Tensor) -> dict[str, tuple[Callable[[Tensor
     except ImportError:
         return found
 
-    def thin_plate_spline(moved: Tensor) -> Tensor:
-        kernels, affine = kornia.get_tps_transform(lattice, moved)
-        return kornia.warp_image_tps(images, moved, kernels, affine)
-
     if isinstance(warp, layers.Affine):
         # In pixels, and from the input to the output.
         half = torch.tensor(size[::-1]).to(images) / 2
@@ -107,12 +103,17 @@ def peers(warp: layers.Warp, images: Tensor) -> dict[str, tuple[Callable[[Tensor
         found["kornia.homography_warp"] = lambda h: kornia.homography_warp(images, h, size), warp.matrix(theta)
     elif isinstance(warp, layers.ThinPlateSpline):
         lattice = lattice_points(warp.size).to(images).expand(count, -1, -1)
+
+        def thin_plate_spline(moved: Tensor) -> Tensor:
+            kernels, affine = kornia.get_tps_transform(lattice, moved)
+            return kornia.warp_image_tps(images, moved, kernels, affine)
+
         found["kornia.warp_image_tps"] = thin_plate_spline, lattice + theta.view(count, -1, 2)
     return found
 
 
 def forward_and_backward(warped: Callable[[Tensor], Tensor], theta: Tensor) -> Arm:
-    """A call that warps, and takes the gradient for `theta`."""
+    """A call that warps, and computes the gradient for `theta`."""
     theta = theta.detach().requires_grad_()
     gradient = torch.rand_like(warped(theta).detach())
     return lambda: torch.autograd.grad(warped(theta), theta, gradient)

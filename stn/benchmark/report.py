@@ -1,4 +1,4 @@
-"""What a benchmark leaves: its figures as JSON, as a table and as a plot, with the machine that gave them."""
+"""Writes the results of a benchmark as JSON, table and plot, with the machine that gave them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How images a second and memory change with the batch, the image's size, the transformers, the data and the epochs."""
+"""How speed and memory change with the batch, the image's size, the transformers, the data and the epochs."""
 
 import multiprocessing
 import resource
@@ -44,9 +44,9 @@ GROWN: dict[str, tuple[int, ...]] = {
 
 
 def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
-    """A row for each setting: images a second, and the most memory that it took beyond a process that trains nothing.
+    """A row for each setting: images a second, and the peak memory minus that of a process that trains nothing.
 
-    Each in a process of its own, since a process's peak never falls.
+    Each setting has a new process, because the peak of a process never falls.
     """
     idle = alone(Setting(images=256), 0, device)[1]
     for name, values in GROWN.items():
@@ -62,7 +62,10 @@ def alone(setting: Setting, rounds: int, device: torch.device) -> tuple[float, f
 
 
 def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, float]:
-    """Trains the setting: median images a second over `rounds` stretches of steps, and the process's peak in MiB."""
+    """Trains a setting in this process: median images a second, and the process's peak in MiB.
+
+    rounds: how many stretches of steps are timed.
+    """
     tune_malloc()
     setting, device = Setting(**values), torch.device(where)
     images = torch.randint(0, 256, (setting.images, 3, setting.size, setting.size), dtype=torch.uint8, device=device)
@@ -79,7 +82,7 @@ def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, flo
     net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
     dtype = PRECISIONS[fastest_precision(device.type)]
-    # As many images each time, at least two batches, whatever the batch: what is left of the data is another epoch's.
+    # A stretch has about 2048 images and at least two batches. The next one continues where it ended.
     stretch = max(2, 2048 // setting.batch)
 
     def forever() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -106,7 +109,7 @@ def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, flo
 
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
-    """The time an image takes (solid) and the memory (dashed), each in terms of the smallest setting's."""
+    """Time per image (solid) and memory (dashed), relative to the smallest setting."""
     for number, name in enumerate(GROWN):
         found = [row for row in rows if row["grows"] == name and row["to"]]
         if not found:  # ended before

@@ -1,4 +1,4 @@
-"""Arms of a comparison, timed in turns in one run, so that what slows the machine slows them alike."""
+"""Times the candidates of a comparison in turns, so that a slow machine slows all of them."""
 
 import math
 import time
@@ -7,11 +7,11 @@ from statistics import median, quantiles
 
 import torch
 
-SHORTEST = 0.02  # seconds: what is over sooner is called so often that the clock and the scheduler do not matter
+SHORTEST = 0.02  # seconds; shorter calls are repeated until they take so long
 
 
 def interleaved(arms: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds a call of each arm takes, once in every one of `rounds` rounds, after a call that warms it up."""
+    """Seconds per call of each arm, once in each of `rounds` rounds, after a warm-up."""
     calls = {name: warmed_up(arm, device) for name, arm in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds):
@@ -23,13 +23,13 @@ def interleaved(arms: Mapping[str, Callable[[], object]], rounds: int, device: t
 
 
 def warmed_up(arm: Callable[[], object], device: torch.device) -> int:
-    """How many calls of `arm` are long enough to be timed."""
+    """Warms up `arm`, and returns how many calls to time together."""
     timed(arm, 1, device)
     return max(1, math.ceil(SHORTEST / timed(arm, 1, device)))
 
 
 def timed(arm: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds a call of `arm` takes, the mean of `calls`."""
+    """Seconds per call of `arm`, the mean of `calls` calls."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
@@ -39,13 +39,13 @@ def timed(arm: Callable[[], object], calls: int, device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until a GPU has done what it was given."""
+    """Waits until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> tuple[float, float, float]:
-    """Median, lower and upper quartile of the ratio of two arms, round by round."""
+    """Median and quartiles of the ratio of two arms, taken round by round."""
     ratios = [a / b for a, b in zip(numerator, denominator, strict=True)]
     low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return median(ratios), low, high

@@ -1,4 +1,4 @@
-"""Images a second in training: this project, its network in a bare loop on the same batches, the tutorial's loop."""
+"""Images a second in training: the command, a bare loop with the same network, and the tutorial's loop."""
 
 import contextlib
 import io
@@ -26,8 +26,7 @@ from stn.errors import InputError
 from stn.process import tune_malloc
 from stn.training import train
 
-# The network of the second published system as that trained it, the default, and fast94, whose images grow no more;
-# on images that the program makes.
+# A published system with LeNet-5, the default network, and fast94 with images of full size; all on generated data.
 CASES = {
     "LeNet-5 STN": ["experiment=eva7_nemani", "data=shapes", "data.train_images=6400", "data.test_images=1000"],
     "default": [
@@ -81,7 +80,7 @@ class Stopwatch(pl.Callback):
 
 
 def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
-    """A row for each network and arm: images a second, and how many times as many this project's command trains."""
+    """A row for each network and arm: images a second, and the command's speed divided by it."""
     tune_malloc()  # for all arms alike
     for name, case in CASES.items():
         made = [*settings(case, overrides), "trainer.max_epochs=1"]
@@ -116,14 +115,14 @@ def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator
 
 
 def settings(case: list[str], overrides: list[str]) -> list[str]:
-    """What a case sets; nothing of the data, where the overrides name other data."""
+    """The settings of a case, without those of its data if the overrides choose another data set."""
     others = any(override.startswith("data=") for override in overrides)
     return [setting for setting in case if not (others and setting.startswith("data"))]
 
 
 @contextlib.contextmanager
 def composed(overrides: list[str]) -> Iterator[DictConfig]:
-    """The config of a run in a temporary folder. Raises InputError for overrides that cannot be meant."""
+    """The config of a run in a temporary folder. Raises InputError for wrong overrides."""
     with tempfile.TemporaryDirectory() as folder:
         config = compose(overrides, folder)
         check(config)
@@ -136,9 +135,9 @@ def accelerator(device: torch.device) -> str:
 
 
 def command(config: DictConfig) -> float:
-    """Images a second of `python -m stn.train` with its bar, loggers and callbacks, from first to last step.
+    """Images a second of `python -m stn.train` with its bar, loggers and callbacks, from the first to the last step.
 
-    What comes between epochs (validation, pictures, checkpoints) is not counted.
+    Validation, pictures and checkpoints come after the last step and do not count.
     """
     stopwatch = Stopwatch()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -185,7 +184,7 @@ def train_step(
     dtype: torch.dtype,
     label_smoothing: float = 0.0,
 ) -> None:
-    """Forward, backward and a step of the optimizer; `dtype` is autocast's, or float32 for none."""
+    """Forward, backward and a step of the optimizer. dtype: of autocast; float32 turns it off."""
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):
         scores = net(images)
     loss = F.cross_entropy(scores.float(), labels, label_smoothing=label_smoothing)
@@ -195,7 +194,7 @@ def train_step(
 
 
 def training_batches(data: ResidentDataModule, device: torch.device) -> Batches:
-    """The training batches of a data set that was read, from images on the device."""
+    """The training batches of a data set that was read, its images moved to the device."""
     for tensors in (data.images, data.labels):
         tensors["train"] = tensors["train"].to(device)
     return data.train_dataloader()

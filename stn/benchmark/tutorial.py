@@ -1,4 +1,4 @@
-"""The loop of PyTorch's spatial transformer tutorial, as those run it who have not heard of this project."""
+"""The training loop of PyTorch's spatial transformer tutorial."""
 
 import multiprocessing
 import time
@@ -61,19 +61,21 @@ def tutorial(config: DictConfig, images: int, workers: int, device: torch.device
 
 @contextmanager
 def tutorials(config: DictConfig, images: int, workers: int, device: torch.device) -> Iterator[Callable[[], float]]:
-    """The loop in a process of its own, which has none of what this one is set to."""
+    """Runs the loop in a new process, without the settings of this one."""
     plain = OmegaConf.to_container(config, resolve=True)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(plain, images, workers, str(device))) as process:
         yield lambda: process.submit(_epoch).result()
 
 
-_loop: Callable[[], float]  # of the process that has one
+_loop: Callable[[], float]  # set in the new process
 
 
 def _begin(plain: Any, images: int, workers: int, device: str) -> None:
     global _loop
-    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: as is timed
+    warnings.filterwarnings(
+        "ignore", message="This DataLoader will create"
+    )  # more workers than cores are timed on purpose
     _loop = tutorial(OmegaConf.create(plain), images, workers, torch.device(device))
 
 

@@ -1,4 +1,4 @@
-"""What is logged and drawn while a network trains."""
+"""Callbacks: progress, logs, pictures, growing images and averaged weights."""
 
 from stn.callbacks.history import History
 from stn.callbacks.progress import progress_bar

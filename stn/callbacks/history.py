@@ -10,18 +10,21 @@ METRICS = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
 
 
 class History(pl.Callback):
-    """Keeps a row of metrics for each epoch that was validated, and draws them when training ends, or is ended.
+    """Keeps the metrics of each epoch that was validated, and draws them when training ends or is interrupted.
 
-    `steps` and `seconds` are from the start of training to the end of the epoch. The picture is `folder`/accuracy.png.
+    rows: a dict for each such epoch, with its number and its metrics.
+    epochs, steps, seconds: those of training, up to the end of the last epoch.
+    The picture is `folder`/accuracy.png.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.rows: list[dict[str, float]] = []
+        self.epochs, self.steps, self.seconds = 0, 0, 0.0
         self.validated = False
 
     def best(self) -> dict[str, float]:
-        """The row of the epoch with the highest validation accuracy, the first of equals."""
+        """The row with the highest validation accuracy; the earliest one if several are equal."""
         return max(self.rows, key=lambda row: row["val/accuracy"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -31,16 +34,12 @@ class History(pl.Callback):
         self.validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.validated:  # what is logged of the validation is an earlier epoch's
-            return
-        self.validated = False
-        metrics = {name: trainer.callback_metrics[name].item() for name in METRICS}
-        progress = {
-            "epoch": trainer.current_epoch + 1,
-            "steps": trainer.fit_loop.total_batch_idx + 1,
-            "seconds": time.monotonic() - self.started,
-        }
-        self.rows.append(progress | metrics)
+        self.epochs, self.steps = trainer.current_epoch + 1, trainer.fit_loop.total_batch_idx + 1
+        self.seconds = time.monotonic() - self.started
+        if self.validated:  # else the validation metrics are still those of an earlier epoch
+            self.validated = False
+            metrics = {name: trainer.callback_metrics[name].item() for name in METRICS}
+            self.rows.append({"epoch": self.epochs} | metrics)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw(trainer)

@@ -1,4 +1,4 @@
-"""Logs what every transformer in the network does on average, in terms a person reads."""
+"""Logs what every transformer in the network does on average: rotation, scale, shift and pose error."""
 
 import logging
 from contextlib import ExitStack
@@ -15,13 +15,12 @@ log = logging.getLogger(__name__)
 
 
 class ThetaMonitor(pl.Callback):
-    """Logs θ over the validation set: histograms of each number, and `ThetaStatistics` as <transformer>/<name>.
+    """Logs θ over the validation set: a histogram of each parameter, and `ThetaStatistics` as <transformer>/<name>.
 
-    Where mirror images are scored, they count too. A warning is given when more than half of the images are lost.
+    If mirror images are scored, they count too. It warns when more than half of the images are lost.
 
-    Where the data knows the poses, it logs <transformer>/pose_error_pixels of the validation set, and
-    test/<transformer>_pose_error_pixels of the test set, see `PoseError`. Only transformers on the image itself have
-    one: a feature map has no corners of its own.
+    If the data has poses, it logs <transformer>/pose_error_pixels of the validation set and
+    test/<transformer>_pose_error_pixels of the test set, see `PoseError`. Only transformers on the image have one.
     """
 
     def __init__(self) -> None:
@@ -50,12 +49,12 @@ class ThetaMonitor(pl.Callback):
             statistics = ThetaStatistics(module.to_input).to(theta.device)
             statistics.update(theta, passes[0].height, passes[0].width)
             values = statistics.compute()
-            # All processes have the same values: Lightning is told to reduce them, or it warns of each.
+            # The values are the same in all processes; sync_dist only avoids Lightning's warning.
             pl_module.log_dict({f"{name}/{key}": value for key, value in values.items()}, sync_dist=True)
             if values["lost"] > 0.5 and trainer.is_global_zero:
                 log.warning(
-                    "%s has lost the image: in %.0f %% of the validation images it reads what lies beyond the border, "
-                    "or a line or a point; try a lower optimizer.localization_lr_scale",
+                    "%s has lost the image: in %.0f %% of the validation images it reads beyond the border, or a line "
+                    "or a point. Try a lower optimizer.localization_lr_scale.",
                     name,
                     100 * values["lost"],
                 )
@@ -78,16 +77,16 @@ class ThetaMonitor(pl.Callback):
         split: str,
         tag: str,
     ) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set when fit is given one
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         assert isinstance(data, ResidentDataModule)
-        # Where mirror images are scored, every other pass is theirs.
+        # If mirror images are scored, every second pass is theirs.
         passes = self.records[name][:: 2 if pl_module.hparams["score_mirrored"] else 1]
         height, width = passes[0].height, passes[0].width
         if split not in data.corners or (height, width) != data.images[split].shape[2:]:
             return
         theta = torch.cat([one.theta for one in passes])
         mine = slice(trainer.global_rank, None, trainer.world_size)
-        # The first ones, where the trainer limits the batches.
+        # Fewer images if the trainer limits the batches.
         truth, labels = (of_all[split][mine][: len(theta)] for of_all in (data.corners, data.labels))
         error = PoseError(module.to_input, height, width, align_corners=module.align_corners).to(theta.device)
         error.update(theta, truth, labels)

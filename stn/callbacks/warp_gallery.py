@@ -1,4 +1,4 @@
-"""Pictures of what the transformers make of the images, epoch by epoch."""
+"""Draws what the transformers read, after each epoch."""
 
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from stn.data.resident import ResidentDataModule
 from stn.layers import SpatialTransformer, thetas, transformers
 
 COLUMNS = 10
-SIDE = 96  # of an image, in pixels of the picture
-GAP = 16  # around it, where an outline that leaves the image still shows
+# In pixels of the picture.
+SIDE = 96  # of an image
+GAP = 16  # around an image, for outlines that leave it
 CELL = SIDE + 2 * GAP
 MARGIN = 64
 TOP = 20
@@ -25,10 +26,10 @@ OUTLINE = "red"
 class WarpGallery(pl.Callback):
     """Draws a picture for each transformer after every validation: images, the regions it reads, and what it reads.
 
-    images: how many, chosen once from the validation set and spread over the classes. The whole image is warped, also
-    where the transformer reads a feature map. The pictures are `folder`/warps/<transformer>_epoch_<n>.png, TensorBoard
-    has them too, and at the end of training they become the animation `folder`/warps_<transformer>.gif.
-    Raises ValueError for no images.
+    images: how many of the validation set, chosen once and spread over the classes.
+    The image itself is warped, even for a transformer on a feature map. The pictures go to TensorBoard and to
+    `folder`/warps/<transformer>_epoch_<n>.png. At the end they become the animation `folder`/warps_<transformer>.gif.
+    Raises ValueError if images is below 1.
     """
 
     def __init__(self, folder: str, images: int = 20) -> None:
@@ -38,7 +39,7 @@ class WarpGallery(pl.Callback):
         self.frames: dict[str, list[Path]] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set when fit is given one
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         assert isinstance(data, ResidentDataModule)
         self.chosen = spread_over_classes(data.labels["val"].cpu(), self.count)
         self.originals = data.images["val"][self.chosen.to(data.images["val"].device)]
@@ -71,7 +72,7 @@ class WarpGallery(pl.Callback):
     def _animate(self) -> None:
         for name, paths in self.frames.items():
             first, *rest = [Image.open(path).quantize(128) for path in paths]
-            # A second for the last frame, before it starts again.
+            # The last frame stays for a second.
             times = [200] * len(rest) + [1000]
             path = self.folder / f"warps_{name}.gif"
             first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
@@ -128,7 +129,7 @@ def draw(transformer: SpatialTransformer, theta: Tensor, images: Tensor, names: 
 def to_picture(image: Tensor) -> Image.Image:
     """An image (C, H, W) uint8 as a cell of the gallery, its pixels kept as squares.
 
-    Of one or two channels the first is shown as grey, of more the first three as red, green and blue.
+    With one or two channels the first is shown in grey, otherwise the first three as red, green and blue.
     """
     shown = image[:3] if len(image) > 2 else image[:1].expand(3, -1, -1)
     picture = Image.fromarray(shown.permute(1, 2, 0).cpu().contiguous().numpy())

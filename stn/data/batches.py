@@ -1,4 +1,4 @@
-"""Batches from images that live in memory: one index a batch, augmented as a whole."""
+"""Batches from images in memory; each batch is read and augmented as a whole."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Augmentation:
     cutmix: float = 0.0
 
     def mirrored(self, count: int, seed: int, epoch: int) -> Tensor:
-        """Which of `count` images an epoch shows mirrored: (count,), bool."""
+        """Which of `count` images are mirrored in an epoch: (count,), bool."""
         if not self.flip:
             return torch.zeros(count, dtype=torch.bool)
         first = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -54,9 +54,12 @@ class Augmentation:
         return torch.where(square.to(images.device), fill, images)
 
     def mix(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (N, C, H, W) with rectangles of each other, and the share of each class in them, (N, classes)."""
+        """Replaces a rectangle in some images (N, C, H, W) by that of another image.
+
+        Returns the images and the share of each class in them, (N, classes).
+        """
         count, _, height, width = images.shape
-        # The share of the area is uniform, and the centre anywhere in the image.
+        # The area is uniform in [0, 1] of the image, and the centre uniform over it.
         side = (
             torch.rand(count, generator=generator).sqrt() / 2 * (torch.rand(count, generator=generator) < self.cutmix)
         )
@@ -67,7 +70,7 @@ class Augmentation:
         inside = rectangle(height, width, top, left, bottom, right).to(images.device)
         share = inside.float().mean(dim=(1, 2, 3))[:, None]
         shares = F.one_hot(labels, classes).float()
-        # The neighbour in a batch that is shuffled anyway.
+        # The other image is the neighbour in the batch, which is shuffled already.
         return torch.where(inside, images.roll(1, 0), images), shares.lerp(shares.roll(1, 0), share)
 
     def _source(self, count: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -89,8 +92,9 @@ class Batches:
 
     With an augmentation, the order and the random draws depend on `seed` and the epoch alone, and the last, incomplete
     batch is left out. Without one, every image comes once, in order.
-    mean: of each channel in [0, 1], the colour that cutout fills with.
-    rank, ranks: this process and their number; each gets its own images, and as many training batches as the others.
+    mean: the colour that cutout fills with, a number in [0, 1] for each channel.
+    rank, world_size: the index of this process and the number of processes. Each process has its own images, and as
+        many training batches as the others.
     """
 
     def __init__(
@@ -104,17 +108,17 @@ class Batches:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.images, self.labels, self.batch_size, self.classes = images, labels, batch_size, classes
         self.fill = (torch.tensor(mean) * 255).round().to(torch.uint8).to(images.device)[:, None, None]
-        self.augmentation, self.seed, self.rank, self.ranks = augmentation, seed, rank, ranks
+        self.augmentation, self.seed, self.rank, self.world_size = augmentation, seed, rank, world_size
         self.epoch = 0
 
     def __len__(self) -> int:
-        share = len(range(self.rank, len(self.images), self.ranks))
+        share = len(range(self.rank, len(self.images), self.world_size))
         if self.augmentation is not None:
-            return len(self.images) // self.ranks // self.batch_size
+            return len(self.images) // self.world_size // self.batch_size
         return -(-share // self.batch_size)
 
     batch_sampler = None  # Lightning looks for this and `sampler`, and calls the sampler's `set_epoch`.
@@ -135,15 +139,15 @@ class Batches:
             yield from self._shuffled(self.augmentation)
 
     def _in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images, labels = self.images[self.rank :: self.ranks], self.labels[self.rank :: self.ranks]
+        images, labels = self.images[self.rank :: self.world_size], self.labels[self.rank :: self.world_size]
         yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
     def _shuffled(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
-        seed = self.seed * 1_000_003 + self.epoch
+        seed = self.seed * 1_000_003 + self.epoch  # another one for every seed and epoch
         shared = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.images), generator=shared)[self.rank :: self.ranks].to(self.images.device)
+        order = torch.randperm(len(self.images), generator=shared)[self.rank :: self.world_size].to(self.images.device)
         mirrored = augmentation.mirrored(len(self.images), self.seed, self.epoch).to(self.images.device)
-        own = torch.Generator().manual_seed(seed * self.ranks + self.rank)
+        own = torch.Generator().manual_seed(seed * self.world_size + self.rank)
         for batch in order.split(self.batch_size)[: len(self)]:
             images = augmentation.move(self.images.index_select(0, batch), mirrored[batch], own)
             images, labels = augmentation.erase(images, self.fill, own), self.labels[batch]

@@ -20,7 +20,9 @@ class CIFAR10DataModule(ResidentDataModule):
         self.root = Path(root)
 
     def prepare_data(self) -> None:
-        """Downloads the files once. Raises OSError, which says where they belong, when they cannot be had."""
+        """Downloads the files if they are missing. Raises OSError if it cannot; the message says where to put them."""
+        if self.images:
+            return
         if self.root.is_file():
             raise NotADirectoryError(f"data.root={self.root} is a file, not a folder")
         try:

@@ -28,15 +28,16 @@ class ImageFolderDataModule(ResidentDataModule):
     """Images from `root`/train/<class>/... and `root`/test/<class>/..., in the formats that torchvision takes.
 
     channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted.
-    Images of another size than `image_size` are resized, with a note. The decoded images, up to 1 GiB, are kept in
-    `root` as .train-<fingerprint>.pt and .test-<fingerprint>.pt for the next run, until a file changes.
+    Images of another size are resized to `image_size`, whatever their shape; the log says how many. The decoded
+    images, up to 1 GiB, are kept in `root` as .train-<fingerprint>.pt and .test-<fingerprint>.pt. The next run takes
+    them, unless a file, the size or the channels have changed.
     Raises OSError for a missing folder, and ValueError for an empty class, classes that differ between train and test,
     or a file that cannot be read as an image; each names the path.
     """
 
     def __init__(self, root: str = "data", **common: Any) -> None:
         self.root = Path(root)
-        # Whoever tests a network needs no training images.
+        # train/ may be missing: a test needs only test/.
         first = next((split for split in ("train", "test") if (self.root / split).is_dir()), "train")
         self.classes = class_folders(self.root / first)
         super().__init__(**common)
@@ -61,7 +62,7 @@ class ImageFolderDataModule(ResidentDataModule):
         return self._images(folder, [path for path, _ in found]), torch.tensor([label for _, label in found])
 
     def _images(self, folder: Path, paths: list[str]) -> Tensor:
-        """The images of files, uint8 (N, C, H, W); as an earlier run kept them, if no file has changed since."""
+        """The images of files, uint8 (N, C, H, W), as an earlier run kept them or decoded now."""
         mode = MODES[self.channels]
         kept = self.root / f".{folder.name}-{fingerprint(folder, paths, mode, self.image_size)}.pt"
         with contextlib.suppress(OSError):
@@ -70,7 +71,7 @@ class ImageFolderDataModule(ResidentDataModule):
         read, resized = decode_files(paths, mode, self.image_size)
         if resized:
             side = self.image_size
-            log.info("%s: %d of %d images resized to %d x %d", folder, resized, len(paths), side, side)
+            log.warning("%s: %d of %d images resized to %d x %d", folder, resized, len(paths), side, side)
         images = torch.from_numpy(read).permute(0, 3, 1, 2).contiguous()
         if images.nbytes < LARGEST_KEPT:
             keep(images, kept)
@@ -78,10 +79,11 @@ class ImageFolderDataModule(ResidentDataModule):
 
 
 def decode_files(paths: list[str], mode: str, side: int) -> tuple[np.ndarray, int]:
-    """The images of files, uint8 (N, side, side, C), and how many were resized; decoded by a process for each core.
+    """Decodes files with a process for each core: uint8 (N, side, side, C), and how many were resized.
 
-    Where processes cannot be forked, this process decodes them: threads would wait for each other between small images.
-    Raises ValueError for a file that is no readable image.
+    Without fork, this process decodes them: with small images, threads spend their time waiting for each other.
+    A DataLoader ends quietly on Ctrl-C, unlike a pool of processes.
+    Raises ValueError for a file that is not a readable image.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
     loader: DataLoader[str] = DataLoader(
@@ -102,7 +104,7 @@ def decode_files(paths: list[str], mode: str, side: int) -> tuple[np.ndarray, in
 
 
 def decode_chunk(mode: str, side: int, paths: list[str]) -> tuple[np.ndarray, int] | ValueError:
-    """As `decode_files` in this process. Returns the error, because raising it would add the worker's traceback."""
+    """Decodes some files in this process. Returns an error instead of raising it, which would print a traceback."""
     try:
         images, resized = zip(*(decode(mode, side, path) for path in paths), strict=True)
     except ValueError as error:
@@ -111,10 +113,10 @@ def decode_chunk(mode: str, side: int, paths: list[str]) -> tuple[np.ndarray, in
 
 
 def decode(mode: str, side: int, path: str) -> tuple[np.ndarray, bool]:
-    """The image of a file, uint8 (side, side, C), and whether it was resized. Raises ValueError where there is none."""
+    """The image of a file, uint8 (side, side, C), and whether it was resized. Raises ValueError if it is no image."""
     try:
         with Image.open(path) as file:
-            # PIL's own conversion cuts off all values above 255.
+            # PIL's own conversion clips all values above 255.
             is_16_bit = file.mode.startswith("I;16")
             image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if is_16_bit else file
             image = image.convert(mode)
@@ -130,13 +132,13 @@ def fingerprint(folder: Path, paths: list[str], mode: str, image_size: int) -> s
     """A name for the decoded images; it changes when a file is added, removed, renamed or written."""
     digest = hashlib.sha256(f"{mode} {image_size}\n".encode())
     for path in paths:
-        status = os.stat(path)  # noqa: PTH116 (a Path of each of 60,000 costs a second)
+        status = os.stat(path)  # noqa: PTH116 (60,000 Path objects take a second)
         digest.update(f"{path.removeprefix(str(folder))} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def keep(images: Tensor, path: Path) -> None:
-    """Saves decoded images for the next run, in place of earlier ones; a read-only folder is left as it is."""
+    """Saves decoded images for the next run and deletes earlier ones. Does nothing in a read-only folder."""
     split = path.name.partition("-")[0]
     part = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError, RuntimeError):  # torch.save raises either
@@ -150,12 +152,12 @@ def keep(images: Tensor, path: Path) -> None:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted. Raises OSError or ValueError when there are none."""
+    """Names of the class folders in `folder`, sorted. Raises OSError or ValueError if there are none."""
     if not folder.is_dir():
         raise NotADirectoryError(
             f"{folder} is not a folder: data.root must hold train/<class>/<image> and test/<class>/<image>"
         )
-    with contextlib.suppress(FileNotFoundError):  # torchvision's, for a folder without folders
+    with contextlib.suppress(FileNotFoundError):  # torchvision raises it if there are none
         if classes := [name for name in find_classes(folder)[0] if not name.startswith(".")]:
             return classes
     raise ValueError(f"{folder} has no class folders: it must hold <class>/<image>")

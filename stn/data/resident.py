@@ -21,19 +21,19 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     A data set is a subclass that has `classes`, the names of the classes, and the method `read`.
 
-    channels: of each image. image_size: side in pixels; images of another size are resized.
-    batch_size: for training, in each process. eval_batch_size: for validation and test.
-    mean, std: of each channel, for values in [0, 1]; measured on the training images unless given.
+    channels: the number of channels of each image.
+    image_size: the side of the images in pixels; images of another size are resized.
+    batch_size: of training, in each process. eval_batch_size: of validation and test.
+    mean, std: of each channel, for values in [0, 1]; if None, they are measured on the training images.
     flip, shift, cutout, cutmix: see `Augmentation`.
-    val_fraction: the share of the training set that is held out to validate on, drawn by split_seed.
-    validate_on: "held_out"; or "test", which trains on the whole training set and scores the test set each epoch, as
+    val_fraction: the share of the training set that is held out for validation; split_seed chooses its images.
+    validate_on: "held_out"; or "test", which trains on the whole training set and validates on the test set, as
         published logs often do.
     seed: of the order and the augmentation.
     Raises ValueError for values out of range.
 
-    After `setup`, `images` (uint8, (N, C, H, W)) and `labels` (int64, (N,)) hold "train", "val" and "test". Where the
-    poses are known, `corners` (N, 4, 2) holds where in each image the corners of its upright figure lie, see
-    `pose_error`.
+    After `setup`, `images` (uint8, (N, C, H, W)) and `labels` (int64, (N,)) hold "train", "val" and "test". If poses
+    are known, `corners` (N, 4, 2) holds the true corners of each figure's square, (x, y) in [-1, 1], see `pose_error`.
     """
 
     classes: Sequence[str]
@@ -56,8 +56,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least_1 = {"channels": channels, "image_size": image_size, "batch_size": batch_size}
-        for name, value in (at_least_1 | {"eval_batch_size": eval_batch_size}).items():
+        counts = {"channels": channels, "image_size": image_size, "batch_size": batch_size}
+        counts["eval_batch_size"] = eval_batch_size
+        for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
         if not 0 < val_fraction < 1:
@@ -85,27 +86,27 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        """The training or the test set: uint8 (N, C, H, W) and int64 (N,).
+        """Reads the training or the test set: uint8 (N, C, H, W) of any size, and int64 (N,).
 
-        Sets `corners` of "train" or "test" where the poses are known.
+        If the poses are known, it also sets `corners["train"]` or `corners["test"]`.
         """
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads what the stage needs, once: "fit", "validate" or "test"; everything for None.
+        """Reads the data of a stage once: "fit", "validate" or "test"; None reads everything.
 
-        Raises ValueError for images of another number of channels, or too few of them.
+        Raises ValueError for a wrong number of channels, or too few images.
         """
         if stage in ("fit", "validate", None) and "train" not in self.images:
             self._setup_training()
         if (stage in ("test", None) or self.validate_on == "test") and "test" not in self.images:
-            self._store("test", *self._read_checked(train=False))
+            self._store("test", *self._read_sized(train=False))
         if self.validate_on == "test":
             for tensors in (self.images, self.labels, self.corners):
                 if "test" in tensors:
                     tensors["val"] = tensors["test"]
 
     def _setup_training(self) -> None:
-        images, labels = self._read_checked(train=True)
+        images, labels = self._read_sized(train=True)
         held_out_share = 0.0 if self.validate_on == "test" else self.val_fraction
         order = torch.arange(len(images))
         if held_out_share:
@@ -114,8 +115,12 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         if held_out_share and not (len(held_out) and len(kept)):
             empty = "training" if len(held_out) else "validation"
             raise ValueError(f"the {empty} set is empty: {len(images)} training images are too few to split")
-        if len(kept) < self.batch_size * self._ranks:
-            raise ValueError(f"batch_size {self.batch_size} is larger than the training set of {len(kept)} images")
+        if len(kept) < self.batch_size * self._world_size:
+            each = f" in each of {self._world_size} processes" if self._world_size > 1 else ""
+            raise ValueError(
+                f"batch_size {self.batch_size}{each} is larger than the training set of {len(kept)} images: set "
+                f"data.batch_size={max(1, len(kept) // self._world_size)} or less"
+            )
         corners = self.corners.get("train")
         for split, chosen in {"val": held_out, "train": kept}.items():
             self._store(split, images[chosen], labels[chosen])
@@ -147,14 +152,14 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             augmentation=augmentation,
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
-            ranks=self._ranks,
+            world_size=self._world_size,
         )
 
     @property
-    def _ranks(self) -> int:
+    def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
-    def _read_checked(self, train: bool) -> tuple[Tensor, Tensor]:
+    def _read_sized(self, train: bool) -> tuple[Tensor, Tensor]:
         images, labels = self.read(train)
         if images.shape[1] != self.channels:
             raise ValueError(
@@ -169,7 +174,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel of uint8 images (N, C, H, W), for values in [0, 1].
 
-    The deviation is at least 1/255, so that a channel that is constant can be divided by it.
+    The deviation is at least 1/255, so that a constant channel can be divided by it.
     """
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
     for part in images.split(100):

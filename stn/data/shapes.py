@@ -1,4 +1,4 @@
-"""A data set made by the program: ten figures on a textured ground, each at a random pose that is known."""
+"""A generated data set: ten figures on a textured background, each at a known, random pose."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ def circle(x: float, y: float, radius: float) -> Outline:
 
 
 def heart() -> Outline:
-    """The usual parametric heart, point down."""
+    """The usual parametric heart, its point down."""
     turns = [2 * math.pi * k / 64 for k in range(64)]
     return [
         (
@@ -34,14 +34,14 @@ def heart() -> Outline:
 
 
 def star() -> Outline:
-    """Five-pointed, one point up."""
+    """A five-pointed star, one point up."""
     return [
         (radius * math.sin(math.pi * k / 5), -radius * math.cos(math.pi * k / 5))
         for k, radius in enumerate([1.0, 0.42] * 5)
     ]
 
 
-# Upright figures in [-1, 1], y downwards: polygons that are filled, then polygons that are cut out.
+# Upright figures in [-1, 1], y downwards: the polygons to fill, and those to cut out of them.
 FIGURES: dict[str, tuple[list[Outline], list[Outline]]] = {
     "arrow": ([[(0, -1), (0.8, -0.1), (0.3, -0.1), (0.3, 1), (-0.3, 1), (-0.3, -0.1), (-0.8, -0.1)]], []),
     "crescent": ([circle(0, 0, 0.95)], [circle(0.45, 0, 0.75)]),
@@ -74,10 +74,10 @@ def draw_figures(size: int) -> Tensor:
 
 
 def random_poses(count: int, rotation: float, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Similarities that carry an upright figure into the image, as affine θ, (count, 6).
+    """Random similarities that place an upright figure in the image, as affine θ (count, 6).
 
-    rotation: at most so many degrees either way. scale: smallest and largest, in fractions of the image. The shift
-    keeps the figure's square, unrotated, inside the image.
+    rotation: the largest angle in degrees, in both directions. scale: the smallest and the largest, in fractions of the
+    image. The shift keeps the figure's square inside the image, as long as it is not rotated.
     """
     draw = torch.rand(4, count, generator=generator)
     angle = (2 * draw[0] - 1) * math.radians(rotation)
@@ -88,7 +88,7 @@ def random_poses(count: int, rotation: float, scale: tuple[float, float], genera
 
 
 def draw_shapes(labels: Tensor, poses: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Images of the figures `labels` (N,) at `poses` (N, 6), coloured, on textured ground: uint8 (N, 3, size, size)."""
+    """Draws the figures `labels` (N,) at `poses` (N, 6), coloured, on a texture: uint8 (N, 3, size, size)."""
     count, fine = len(labels), 2 * size
     upright = F.avg_pool2d(draw_figures(8 * size), 4)[labels]
     where = Affine()(Affine().inverse(poses), pixel_centres(fine, fine)).view(count, fine, fine, 2)
@@ -96,7 +96,7 @@ def draw_shapes(labels: Tensor, poses: Tensor, size: int, generator: torch.Gener
     ground = torch.rand(count, 3, size // 8 + 1, size // 8 + 1, generator=generator)
     ground = F.interpolate(ground, (size, size), mode="bicubic").mul(0.5).add(0.1)
     ground += 0.12 * torch.randn(ground.shape, generator=generator)
-    # One channel bright and one dark: a saturated colour, which the muted ground never has.
+    # One bright and one dark channel make a saturated colour, which the background never has.
     colour = torch.rand(count, 3, generator=generator)
     order = torch.rand(count, 3, generator=generator).argsort(dim=1)
     colour = torch.where(order == 0, 0.95, torch.where(order == 1, 0.05, colour))[:, :, None, None]
@@ -105,11 +105,14 @@ def draw_shapes(labels: Tensor, poses: Tensor, size: int, generator: torch.Gener
 
 
 class ShapesDataModule(ResidentDataModule):
-    """Ten classes of coloured figures on a textured ground at random poses; needs no files.
+    """Ten classes of coloured figures on a textured background at random poses; needs no files.
 
-    train_images, test_images: how many. rotation: at most so many degrees either way. min_scale, max_scale: the
-    figure's size in fractions of the image. `poses["train"]` and `poses["test"]`, (N, 6): for each image in the
-    order of `read`, the affine θ with which a transformer shows its figure upright and full size.
+    train_images, test_images: how many there are. rotation: the largest angle in degrees, in both directions.
+    min_scale, max_scale: the figure's size in fractions of the image.
+    Raises ValueError for values out of range.
+
+    `poses["train"]` and `poses["test"]` (N, 6) are in the order of `read`. They are the affine θ with which a
+    transformer shows the figure upright and full size.
     """
 
     classes = tuple(FIGURES)

@@ -1,4 +1,4 @@
-"""Points through a projective matrix, in few passes over memory."""
+"""The projective map of points, in few passes over memory."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def project(matrix: Tensor, points: Tensor, horizon: float) -> Tensor:
-    """matrix (N, 3, 3) @ points (M, 3) or (N, M, 3), homogeneous, as (N, 2, M).
+    """Maps homogeneous points (M, 3) or (N, M, 3) by matrices (N, 3, 3): (x, y) as (N, 2, M).
 
-    A divisor nearer to 0 than `horizon` counts as ±horizon, so that no point is at infinity.
+    Divisors are kept at a distance of `horizon` from 0, so that no point is at infinity.
     """
     moved = matrix @ points.mT
     inverse = clamp_away_from_zero(moved[:, 2:], horizon).reciprocal()
@@ -18,14 +18,14 @@ def project(matrix: Tensor, points: Tensor, horizon: float) -> Tensor:
 
 
 def clamp_away_from_zero(divisor: Tensor, horizon: float) -> Tensor:
-    """`divisor` with its sign, and `horizon` or more from 0."""
+    """`divisor` with its sign kept, moved to a distance of at least `horizon` from 0."""
     return torch.where(divisor.abs() < horizon, torch.where(divisor < 0, -horizon, horizon), divisor)
 
 
 class Project(torch.autograd.Function):
-    """`project` and its gradient by hand: thrice as fast on a CPU, where reading and writing the points is the work.
+    """`project` with a gradient by hand. It is three times as fast on a CPU, where memory traffic takes the time.
 
-    The second output, the inverse of the divisor, is what the gradient needs.
+    The second output is the inverse of the divisor, which the gradient needs.
     """
 
     generate_vmap_rule = True
@@ -49,7 +49,7 @@ class Project(torch.autograd.Function):
         if of_moved is None:
             return None, None, None
         matrix, points, moved, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():  # differentiated again, or batched
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():  # second derivatives, vmap
             gradients = torch.func.vjp(lambda m, p: project(m, p, ctx.horizon), matrix, points)[1]
             of_matrix, of_points = gradients(of_moved)
             return of_matrix, of_points, None
@@ -74,5 +74,5 @@ class Project(torch.autograd.Function):
             change = change + matrix @ of_points.mT
         of_divisor = torch.where(inverse.abs() < 1 / ctx.horizon, change[:, 2:], 0)
         tangent = (change[:, :2] - moved * of_divisor) * inverse
-        # Laid out as the output is: two of three planes.
+        # The memory layout of the output: two planes of three.
         return torch.cat((tangent, of_divisor), dim=1)[:, :2], None

@@ -1,4 +1,4 @@
-"""Networks that look at an image and give the features from which θ is regressed."""
+"""Localization networks: from an image to the features from which θ is regressed."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,11 @@ from torch import Tensor, nn
 class ConvLocalization(nn.Sequential):
     """Convolutions, each with max-pool 2 and ReLU, then one hidden layer: (N, C, size, size) -> (N, hidden).
 
-    `shrink` averages the image over blocks of that many pixels first (section 4.1 of Jaderberg et al. 2015 halves
-    it): a pose is seen at low resolution too, at a fraction of the cost.
-    Raises ValueError when the image is too small for the kernels.
+    channels, kernels: output channels and kernel size of each convolution. hidden: features in the end.
+    in_channels, image_size: of the images.
+    shrink: first averages blocks of shrink x shrink pixels, since low resolution shows the pose at a fraction of the
+        cost. Jaderberg et al. 2015, section 4.1, halve the image.
+    Raises ValueError for values below 1, and when the image is too small for the kernels.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class ConvLocalization(nn.Sequential):
 
 
 class CellMeans(nn.Module):
-    """Means over `cells` x `cells` parts of a map, as `nn.AdaptiveAvgPool2d`, whose gradient is random on CUDA."""
+    """Means over `cells` x `cells` parts of a map. Unlike `nn.AdaptiveAvgPool2d` it is deterministic on CUDA."""
 
     def __init__(self, cells: int) -> None:
         super().__init__()
@@ -58,18 +60,18 @@ class CellMeans(nn.Module):
         return rows @ features @ columns.mT
 
     def shares(self, size: int, like: Tensor) -> Tensor:
-        """What each of `size` pixels counts in the mean of each part: (cells, size)."""
+        """The weight of each of `size` pixels in the mean of each part: (cells, size)."""
         pixel = torch.arange(size, device=like.device)
         part = torch.arange(self.cells, device=like.device)[:, None]
-        # Parts share a pixel where `cells` does not divide `size`.
+        # Parts overlap by a pixel where `cells` does not divide `size`.
         inside = (pixel >= part * size // self.cells) & (pixel < -(-(part + 1) * size // self.cells))
         return (inside / inside.sum(dim=1, keepdim=True)).to(like.dtype)
 
 
 class FeatureLocalization(nn.Sequential):
-    """One convolution, averages over parts of the map, one hidden layer: any (N, C, H, W) -> (N, hidden).
+    """One convolution, means over parts of the map, one hidden layer: (N, C, H, W) of any size -> (N, hidden).
 
-    The map is averaged over `cells` x `cells` parts, so that it may be of any size.
+    in_channels: of the map. channels: of the convolution. cells: the map is averaged over cells x cells parts.
     """
 
     def __init__(self, in_channels: int, channels: int = 32, cells: int = 4, hidden: int = 64) -> None:

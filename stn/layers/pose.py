@@ -1,4 +1,4 @@
-"""How far a transformer is from a pose that is known."""
+"""The distance between the pose that a transformer finds and the true one."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stn.layers.warps import lattice_points
 
-FARTHEST = 4.0  # half-widths from the middle of the output at which a corner is looked for
+FARTHEST = 4.0  # half-widths from the centre of the output: corners are searched up to here
 
 
 def corners() -> Tensor:
@@ -23,33 +23,39 @@ def pose_error(
     height: int,
     width: int,
 ) -> Tensor:
-    """Mean distance in pixels between where `warp` sends the corners of each upright figure and the truth, (N,).
+    """Mean distance in pixels between the corners that a warp finds and the true ones, (N,).
 
-    theta (N, P): of `warp`, from the output to an input of height x width pixels. truth (N, 4, 2): where in the input
-    the `corners` of the upright figure lie, (x, y) in [-1, 1]. figures (N,): which figure each image shows.
+    theta (N, P): parameters of `warp`, from the output to an input of height x width pixels.
+    truth (N, 4, 2): the corners of the figure's square in the input, (x, y) in [-1, 1].
+    figures (N,): which figure each image shows.
 
-    Class labels do not tell which pose is the upright one: a transformer that turns every star too far by the same
-    angle has found them all. So where the output has the corners of a figure is fitted to all its images, by least
-    squares; what differs between those is the error.
+    Class labels do not tell which pose is upright: a transformer that turns every star too far by the same angle has
+    found them all. So the corners in the output are fitted once for each figure, to all its images, by least squares.
+    The error is what differs between those images.
     """
     pixels = torch.tensor([width / 2, height / 2], dtype=torch.float64, device=theta.device)
     theta, truth = theta.detach().double(), truth.to(theta.device).double()
     error = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
     for figure in figures.unique():
         shown = (figures == figure).to(theta.device)
-        error[shown] = ((nearest(warp, theta[shown], truth[shown]) - truth[shown]) * pixels).norm(dim=-1).mean(dim=1)
+        error[shown] = (
+            ((fit_corners(warp, theta[shown], truth[shown]) - truth[shown]) * pixels).norm(dim=-1).mean(dim=1)
+        )
     return error
 
 
-def nearest(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor, truth: Tensor) -> Tensor:
-    """Where warps of θ (N, P) send the four points that they send nearest to `truth` (N, 4, 2): (N, 4, 2)."""
+def fit_corners(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor, truth: Tensor) -> Tensor:
+    """Fits four output points that the warps of θ (N, P) map as near to `truth` (N, 4, 2) as they can.
+
+    Returns where the warps map them, (N, 4, 2).
+    """
     points = corners().to(theta)
 
     def warped(at: Tensor) -> Tensor:
         return warp(theta, at)
 
     best, least = points, torch.full((4,), torch.inf).to(points)
-    # Gauss-Newton: exact after one step where the warp is affine in the points.
+    # Gauss-Newton, which needs a single step where the warp is affine in the points.
     for _ in range(8):
         axes = torch.eye(2).to(points)
         moved, columns = zip(

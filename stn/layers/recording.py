@@ -27,7 +27,7 @@ class ThetaRecord(NamedTuple):
 def recording(network: nn.Module) -> Iterator[dict[str, list[ThetaRecord]]]:
     """While open, records every forward pass of each transformer in a network, by the transformer's name.
 
-    Compiled networks run uncompiled meanwhile, because hooks cannot watch compiled code.
+    Inside it compiled networks run uncompiled, because hooks cannot watch compiled code.
     """
     records: dict[str, list[ThetaRecord]] = {}
     hooks = []
@@ -36,7 +36,7 @@ def recording(network: nn.Module) -> Iterator[dict[str, list[ThetaRecord]]]:
         looks: list[Tensor] = []
 
         def before_pass(module: nn.Module, inputs: tuple[Tensor], looks: list[Tensor] = looks) -> None:
-            looks.clear()  # a call of `theta` alone is no pass
+            looks.clear()  # drops the looks of a direct call of `theta`
 
         def after_look(head: nn.Module, features: object, theta: Tensor, looks: list[Tensor] = looks) -> None:
             looks.append(theta.detach())

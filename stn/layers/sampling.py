@@ -29,7 +29,7 @@ def pixel_centres(
     supersample: int = 1,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Centres of an image's pixels as (x, y) in [-1, 1], row by row: (height * width, 2), float32.
+    """Centres of an image's pixels as (x, y) in [-1, 1], row by row: (height · width, 2), float32.
 
     The outermost centres lie at ±(1 - 1/width), or at ±1 with `align_corners`. With `supersample` S above 1, each pixel
     is divided into S x S parts, and the centres are those of the parts: (height · S · width · S, 2).
@@ -62,12 +62,15 @@ def sample(
 ) -> Tensor:
     """Reads `image` (N, C, H, W) at `points` (N, h, w, 2): (N, C, h, w) of the image's dtype.
 
-    Points beyond the image read its edge ("border"), its mirror image ("reflection"), 0 ("zeros") or, where `padding`
-    is a number for each channel, that. Computed in float32 at least, also under autocast: a position in bfloat16 is off
-    by up to a quarter of a pixel in 64.
+    It computes in float32 or more, also under autocast: a position in bfloat16 is wrong by up to a quarter of a pixel
+    in 64.
 
-    gather: by plain indexing instead of `F.grid_sample`, which is slower, but deterministic on CUDA under
-    `torch.use_deterministic_algorithms` and differentiable twice; None for: where the first is needed.
+    padding: what points beyond the image read: "border", its edge; "reflection", its mirror image; "zeros"; or a number
+        for each channel.
+    align_corners: whether ±1 is the centre of the outermost pixel, rather than its edge.
+    gather: reads by plain indexing instead of `F.grid_sample`. It is slower, but can be differentiated twice, and is
+        deterministic on CUDA. None: where `torch.use_deterministic_algorithms` asks for it.
+    Raises ValueError for another mode or padding, or an image of another shape.
     """
     check_sampling(mode, padding)
     if image.ndim != 4:
@@ -75,15 +78,15 @@ def sample(
     if not isinstance(padding, str):
         if len(padding) != image.shape[1]:
             raise ValueError(f"padding must be {image.shape[1]} numbers, one for each channel, not {list(padding)}")
-        # Every mode's weights sum to 1: what is read of (image - fill) beyond the border is 0, so fill in the end.
+        # The weights of every mode sum to 1. So beyond the border (image - fill) reads 0, and the result is fill.
         fill = torch.tensor(padding, dtype=image.dtype, device=image.device).view(-1, 1, 1)
         shifted = sample(image - fill, points, mode=mode, padding="zeros", align_corners=align_corners, gather=gather)
         return shifted + fill
     if gather is None:
         gather = must_gather(image)
     dtype = torch.promote_types(image.dtype, torch.float32)
-    # The CPU's sampler is about twice as slow on channels-last input, and returns contiguous output either way.
-    # Autocast leaves it as it is: it takes the wider dtype of its inputs on a GPU and float32 on a CPU.
+    # On a CPU, sampling is about twice as slow for channels-last input, and its output is contiguous anyway.
+    # Autocast changes nothing here: it takes the wider dtype of the inputs on a GPU, and float32 on a CPU.
     read = image.to(dtype).contiguous()
     if gather:
         return gathered(read, points.to(dtype), mode, padding, align_corners).to(image.dtype)
@@ -92,12 +95,12 @@ def sample(
 
 
 def must_gather(image: Tensor) -> bool:
-    """Whether reading `image` by `F.grid_sample` would have a gradient that must be deterministic, and is not."""
+    """Whether the gradient of `F.grid_sample` would break the determinism that torch is asked for."""
     return image.is_cuda and torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()
 
 
 def gathered(image: Tensor, points: Tensor, mode: Mode, padding: Border, align_corners: bool) -> Tensor:
-    """What `F.grid_sample` returns, made of `torch.gather` alone."""
+    """As `F.grid_sample`, by `torch.gather` alone."""
     channels, (height, width) = image.shape[1], image.shape[2:]
     columns = taps(points[..., 0], width, mode, padding, align_corners)
     rows = taps(points[..., 1], height, mode, padding, align_corners)
@@ -112,7 +115,7 @@ def gathered(image: Tensor, points: Tensor, mode: Mode, padding: Border, align_c
 
 
 def taps(where: Tensor, size: int, mode: Mode, padding: Border, align_corners: bool) -> list[tuple[Tensor, Tensor]]:
-    """Along one axis, which pixels are read at coordinates `where` in [-1, 1], and their weights: (index, weight)s."""
+    """The pixels read at coordinates `where` in [-1, 1] along one axis: pairs (index, weight), of its shape."""
     pixel = (where + 1) / 2 * (size - 1) if align_corners else ((where + 1) * size - 1) / 2
     first = pixel.detach().round() if mode == "nearest" else pixel.detach().floor()
     part = pixel - first
@@ -135,7 +138,7 @@ def taps(where: Tensor, size: int, mode: Mode, padding: Border, align_corners: b
 
 
 def cubic(distance: Tensor) -> Tensor:
-    """Weight of a pixel at a distance from 0 to 2 pixels: Keys' cubic convolution with a = -0.75, as in PyTorch."""
+    """Weight of a pixel at a distance of 0 to 2 pixels, by Keys' cubic convolution with a = -0.75, as in PyTorch."""
     a = -0.75
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a

@@ -81,7 +81,7 @@ class SpatialTransformer(nn.Module):
         return theta
 
     def to_input(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Where in the input the output's points (M, 2) or (N, M, 2) are read: (N, M, 2), (x, y) in [-1, 1].
+        """Maps points (M, 2) or (N, M, 2) of the output to the input: (N, M, 2), (x, y) in [-1, 1].
 
         Raises ValueError for a θ of another length or, on a CPU, one that is not finite.
         """
@@ -93,20 +93,20 @@ class SpatialTransformer(nn.Module):
         if theta.ndim != 2 or theta.shape[1] % each or theta.shape[1] == 0:
             raise ValueError(f"theta must be (N, {each}) for each look, not {tuple(theta.shape)}")
         with torch.autocast(theta.device.type, enabled=False):
-            # Each look warps the output of the one before: undo the last warp first.
+            # Each look warps the output of the look before, so the last look's warp acts on output points first.
             for part in reversed(theta.split(each, dim=1)):
                 points = self.warp(part, points.to(theta.dtype))
             return points
 
     def to_output(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Where in the output the input's points (M, 2) or (N, M, 2) come to lie: (N, M, 2), (x, y) in [-1, 1]."""
+        """Maps points (M, 2) or (N, M, 2) of the input to the output: (N, M, 2), (x, y) in [-1, 1]."""
         with torch.autocast(theta.device.type, enabled=False):
             for part in theta.split(self.warp.num_params, dim=1):
                 points = self.warp.invert(part, points.to(theta.dtype))
             return points
 
     def boxes_to_input(self, theta: Tensor, boxes: Tensor) -> Tensor:
-        """What encloses, in the input, boxes (N, K, 4) of the output: (left, top, right, bottom) in [-1, 1]."""
+        """Bounding boxes in the input of boxes (N, K, 4) in the output, (left, top, right, bottom) in [-1, 1]."""
         along = torch.linspace(0, 1, 9).to(boxes)
         zero, one = torch.zeros_like(along), torch.ones_like(along)
         border = torch.cat(
@@ -152,7 +152,7 @@ class SpatialTransformer(nn.Module):
         if image.ndim != 4:
             raise ValueError(f"a spatial transformer takes (N, C, H, W), not {tuple(image.shape)}")
         theta = self.theta(image)
-        if not self.training:  # a training step must not wait for the device
+        if not self.training:  # a training step must not wait for a result
             check_finite(theta)
         warped = self._transform(image, theta)
         if self.append_theta:
@@ -162,9 +162,9 @@ class SpatialTransformer(nn.Module):
 
 
 def check_finite(theta: Tensor) -> None:
-    """Raises ValueError for a θ on a CPU that is not finite; a GPU would have to be waited for."""
+    """Raises ValueError if θ on a CPU is not finite. On a GPU it is not checked, because that would synchronize."""
     if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not theta.isfinite().all():
-        raise ValueError("theta must be finite, but has values that are not: the training has diverged")
+        raise ValueError("theta must be finite, and is not: the training has diverged")
 
 
 class Parallel(nn.ModuleList):

@@ -1,8 +1,8 @@
 """Families of warps: functions from the points of the output image to points of the input image.
 
-Every warp has `num_params`, `identity()` and `warp(theta, points)`. Points are (x, y) in [-1, 1] of the image's
-half-width and half-height, so that one θ means the same at every resolution; on an image that is not square, a
-rotation is one of the square it would be stretched to. Every family that has them has `inverse` and `compose` on θ.
+Every warp has `num_params`, `identity()` and `warp(theta, points)`. Points are (x, y) in half-widths and half-heights.
+So the image is the square [-1, 1], and one θ means the same at every resolution. On an image that is not square,
+rotations act as if it were stretched to a square. Matrix groups also have `inverse` and `compose`, which act on θ.
 """
 
 import math
@@ -18,25 +18,25 @@ from stn.layers.sampling import sample
 
 
 class Warp(nn.Module, ABC):
-    """A family of warps, each given by `num_params` numbers θ.
+    """A family of warps, each given by `num_params` numbers θ. A new family implements `identity` and `move`.
 
-    `warp(theta, points)` tells where in the input each output point is read: theta (N, P), points (M, 2), the same
-    for the batch, or (N, M, 2); returns (N, M, 2). Raises ValueError for other shapes.
+    `warp(theta, points)` returns where in the input each output point is read, (N, M, 2), for theta (N, P) and points
+    (N, M, 2), or (M, 2) where all images have the same points. Raises ValueError for other shapes.
     """
 
     num_params: int
 
     @abstractmethod
     def identity(self) -> Tensor:
-        """θ to start from, (P,): the warp that moves nothing, where the family has one."""
+        """θ (P,) to start from: the warp that moves nothing, if the family has one."""
 
     def window(self, scale: float, x: float, y: float) -> Tensor:
-        """θ (P,) that reads a window of the image about (x, y), as far as the family can; else the identity."""
+        """θ (P,) of the window of size `scale` about (x, y), or the identity if the family has no windows."""
         return self.identity()
 
     @abstractmethod
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
-        """What `warp(theta, points)` returns, for shapes that are known to fit."""
+        """As `warp(theta, points)`, without checking the shapes."""
 
     def forward(self, theta: Tensor, points: Tensor) -> Tensor:
         """Where in the input each output point is read, (N, M, 2)."""
@@ -49,9 +49,9 @@ class Warp(nn.Module, ABC):
         return self.move(theta, points)
 
     def invert(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Which output points are read at input `points`, (M, 2) or (N, M, 2): (N, M, 2).
+        """The output points that are read at the input points (M, 2) or (N, M, 2): (N, M, 2).
 
-        By Newton's method where the family has no inverse; where the warp folds, there is none to be found.
+        By Newton's method unless the family has an inverse. It does not converge where the warp folds.
         """
 
         def warped(at: Tensor) -> Tensor:
@@ -65,21 +65,22 @@ class Warp(nn.Module, ABC):
         return found
 
     def decompose(self, theta: Tensor) -> dict[str, Tensor]:
-        """θ (N, P) in terms a person reads, see `decompose`."""
+        """Rotation, scale and shift of θ (N, P), see `decompose`."""
         return decompose(self, theta)
 
 
 def decompose(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> dict[str, Tensor]:
-    """θ (N, P) in terms a person reads, each (N,): the affine map nearest to the warp over the image, taken apart.
+    """Rotation, scale, aspect, shear and shift of θ (N, P), each (N,): those of the affine map nearest to the warp.
 
-    Its matrix is rotation · [[1, shear], [0, 1]] · the scales along x and y, then the shift. `rotation` in radians from
-    x towards y (clockwise in a picture); `scale`, the root of their product, below 1 when the transformer zooms in;
-    `aspect`, the scale along y over that along x, negative for a mirrored image; `shear`, a tangent; `shift_x`,
-    `shift_y` in fractions of the half-width and half-height.
+    The affine map's matrix is rotation · [[1, shear], [0, 1]] · diag(scale along x, scale along y); the shift follows.
+    rotation: in radians, from x towards y (clockwise in a picture).
+    scale: the root of the product of the two scales; below 1 the transformer zooms in.
+    aspect: the scale along y over the scale along x; negative for a mirrored image.
+    shear: a tangent. shift_x, shift_y: in fractions of the half-width and the half-height.
     """
     lattice = lattice_points(5).to(theta)
     moved = warp(theta, lattice)
-    # Over a symmetric lattice x, y and 1 are orthogonal: least squares is a mean.
+    # Over a symmetric lattice x, y and 1 are orthogonal, so that least squares needs only means.
     size = lattice[:, 0].square().mean()
     a, c = ((moved * lattice[:, :1]).mean(dim=1) / size).unbind(1)
     b, d = ((moved * lattice[:, 1:]).mean(dim=1) / size).unbind(1)
@@ -118,7 +119,7 @@ class MatrixGroup(MatrixWarp):
 
     @abstractmethod
     def parameters_of(self, matrix: Tensor) -> Tensor:
-        """θ (N, P) of matrices (N, 3, 3) that belong to the group, their last entry 1."""
+        """θ (N, P) of matrices (N, 3, 3) of the group, whose last entry is 1."""
 
     def window(self, scale: float, x: float, y: float) -> Tensor:
         return self.parameters_of(torch.tensor([[[scale, 0, x], [0, scale, y], [0, 0, 1]]]))[0]
@@ -126,13 +127,13 @@ class MatrixGroup(MatrixWarp):
     def inverse(self, theta: Tensor) -> Tensor:
         """θ (N, P) of the warps that undo those of θ (N, P)."""
         a, b, c = self.matrix(theta).unbind(2)
-        # The adjugate: a homogeneous matrix needs no division by the determinant.
+        # The adjugate will do: the scale of a homogeneous matrix does not matter.
         rows = (torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b))
         adjugate = torch.stack(rows, dim=1)
         return self.parameters_of(adjugate / adjugate[:, 2:, 2:])
 
     def compose(self, outer: Tensor, inner: Tensor) -> Tensor:
-        """θ (N, P) of the warps that do `inner`, then `outer`, each θ (N, P)."""
+        """θ (N, P) of the warps that apply `inner` first and `outer` to its result, each θ (N, P)."""
         product = self.matrix(outer) @ self.matrix(inner)
         return self.parameters_of(product / product[:, 2:, 2:])
 
@@ -146,7 +147,7 @@ def homogeneous(points: Tensor) -> Tensor:
 
 
 def matrices(rows: list[list[Tensor]]) -> Tensor:
-    """(N, 3, 3) from two rows of three (N,), the third being (0, 0, 1)."""
+    """Matrices (N, 3, 3) from two rows of three (N,); the third row is (0, 0, 1)."""
     zero, one = torch.zeros_like(rows[0][0]), torch.ones_like(rows[0][0])
     return torch.stack([*rows[0], *rows[1], zero, zero, one], dim=1).view(-1, 3, 3)
 
@@ -236,9 +237,9 @@ class Affine(MatrixGroup):
 
 
 class Projective(MatrixGroup):
-    """A plane seen from elsewhere: affine, divided by g x + h y + 1, θ = (a, b, tx, c, d, ty, g, h).
+    """A plane seen from another viewpoint: affine, divided by g x + h y + 1, θ = (a, b, tx, c, d, ty, g, h).
 
-    A divisor nearer to 0 than `horizon` counts as ±horizon, so that no point is at infinity.
+    Divisors are kept at a distance of `horizon` from 0, so that no point is at infinity.
     """
 
     num_params = 8
@@ -260,7 +261,7 @@ class Projective(MatrixGroup):
 
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
         matrix, points = self.matrix(theta), homogeneous(points)
-        if torch.compiler.is_compiling():  # a compiler fuses the plain form
+        if torch.compiler.is_compiling():  # the compiler fuses the plain form itself
             return project(matrix, points, self.horizon).mT
         with torch.autocast(theta.device.type, enabled=False):
             moved, _ = Project.apply(matrix, points, self.horizon)
@@ -268,10 +269,10 @@ class Projective(MatrixGroup):
 
 
 class AffineExponential(MatrixWarp):
-    """Affine by the matrix exponential, so that it can always be undone: exp([[θ1 θ2 θ3], [θ4 θ5 θ6], [0 0 0]]).
+    """Affine by the matrix exponential, so always invertible: exp([[θ1 θ2 θ3], [θ4 θ5 θ6], [0 0 0]]).
 
-    Detlefsen et al. 2018, "Deep Diffeomorphic Transformer Networks". A product of exponentials need not be one: there
-    is an inverse and no `compose`.
+    Detlefsen et al. 2018, "Deep Diffeomorphic Transformer Networks". The product of two exponentials
+    need not be an exponential, so there is no `compose`.
     """
 
     num_params = 6
@@ -291,9 +292,9 @@ class AffineExponential(MatrixWarp):
 
 
 class LatticeWarp(Warp):
-    """Warps by the displacements θ of `size` x `size` control points, linear in θ: points + basis(points) @ θ.
+    """Warps by displacing `size` x `size` control points, linear in θ: points + basis(points) @ θ.
 
-    θ is (x, y) of each control point in turn, row by row.
+    θ holds the displacement (x, y) of each control point, row by row.
     """
 
     smallest = 2
@@ -306,7 +307,7 @@ class LatticeWarp(Warp):
 
     @abstractmethod
     def basis(self, points: Tensor) -> Tensor:
-        """How much each control point moves each of `points` (…, 2): (…, size²)."""
+        """The weight with which each control point moves each of `points` (…, 2): (…, size²)."""
 
     def identity(self) -> Tensor:
         return torch.zeros(self.num_params)
@@ -320,9 +321,9 @@ class LatticeWarp(Warp):
 
 
 class ThinPlateSpline(LatticeWarp):
-    """The smoothest warp that moves the points of a lattice over the image by θ (Bookstein 1989).
+    """The smoothest warp that displaces a lattice of control points by θ (Bookstein 1989).
 
-    ridge: above 0, the lattice is met approximately and the warp is smoother.
+    ridge: above 0, the displacements are met approximately, and the warp is smoother.
     """
 
     def __init__(self, size: int = 4, ridge: float = 0.0) -> None:
@@ -337,7 +338,7 @@ class ThinPlateSpline(LatticeWarp):
         system[:-3, -3:], system[-3:, :-3] = plane, plane.T
         self.control: Tensor
         self.solution: Tensor
-        # Made again from `size`, so not kept in checkpoints.
+        # They follow from `size` and `ridge`, so checkpoints need not hold them.
         self.register_buffer("control", control, persistent=False)
         self.register_buffer("solution", torch.linalg.inv(system)[:, :-3].contiguous(), persistent=False)
 
@@ -348,15 +349,16 @@ class ThinPlateSpline(LatticeWarp):
 
 
 def tps_kernel(points: Tensor, control: Tensor) -> Tensor:
-    """r² log r² between `points` (…, 2) and `control` (K, 2), and 0 where r is: (…, K)."""
+    """r² log r² for the distance r between `points` (…, 2) and `control` (K, 2), 0 at r = 0: (…, K)."""
     squared = (points[..., None, :] - control).square().sum(dim=-1)
     return squared * squared.clamp(min=torch.finfo(squared.dtype).tiny).log()
 
 
 class BSpline(LatticeWarp):
-    """Free-form deformation: the sum of cubic B-splines on a lattice, each of local effect (Rueckert et al. 1999).
+    """Free-form deformation: cubic B-splines on a lattice, each with a local effect (Rueckert et al. 1999).
 
-    The lattice reaches one control point beyond the image on each side. Points outside the image move as its border.
+    The lattice extends one control point beyond the image on each side. Points outside the image move as the border
+    nearest to them.
     """
 
     smallest = 4
@@ -375,12 +377,12 @@ class BSpline(LatticeWarp):
 
 
 class Diffeomorphic(Warp):
-    """A warp that never folds: the flow along a velocity field that does not change, for a unit of time.
+    """A warp that never folds: the flow along a constant velocity field for one unit of time.
 
-    θ is the velocity at the points of a cubic B-spline lattice, held within ±`bound` by a tanh; the flow is found by
-    scaling and squaring (Arsigny et al. 2006, "A Log-Euclidean Framework for Statistics on Diffeomorphisms") on
-    `nodes` x `nodes` points, bilinear between them: with 33 it is off by 0.03 pixels of 32 on average where θ reaches
-    `bound`. -θ undoes it, up to that grid.
+    θ is the velocity at the points of a cubic B-spline lattice; a tanh keeps it within ±`bound`. The flow is integrated
+    by scaling and squaring (Arsigny et al. 2006, "A Log-Euclidean Framework for Statistics on Diffeomorphisms") on
+    `nodes` x `nodes` points, and interpolated between them. With 33 nodes and θ up to `bound` its mean error is 0.03
+    pixels of 32. -θ is the inverse, up to that error.
     """
 
     def __init__(self, size: int = 6, bound: float = 0.5, nodes: int = 33, squarings: int = 6) -> None:
@@ -423,16 +425,16 @@ class Diffeomorphic(Warp):
 
 
 def interpolate_field(field: Tensor, points: Tensor) -> Tensor:
-    """A field (N, 2, H, W) given at nodes that span the square, read at points (N, h, w, 2): (N, 2, h, w)."""
+    """Bilinear values (N, 2, h, w) at points (N, h, w, 2) of a field (N, 2, H, W) on nodes that span [-1, 1]."""
     return sample(field, points, padding="border", align_corners=True)
 
 
 class LogPolar(Warp):
-    """Angle along x, logarithm of the radius along y, about an origin θ = (x, y): Esteves et al. 2018.
+    """Angle along x, logarithm of the radius along y, about an origin θ = (x, y) (Esteves et al. 2018).
 
-    Rotating and scaling the image about the origin shifts what is sampled. x from -1 to 1 is once around from the left
-    by way of the top; y from -1 to 1 goes from radius `inner` to `outer`, in half-widths. The angle comes round:
-    points beyond ±1 in x read what lies on the other side, and a convolution that follows pads its width in a circle.
+    Rotating or scaling the image about the origin shifts the output. As x goes from -1 to 1, the angle makes a full
+    turn: it starts at the left and passes the top. As y goes from -1 to 1, the radius goes from `inner` to `outer`, in
+    half-widths. The angle is periodic, so a following convolution should use circular padding along the width.
     """
 
     num_params = 2
@@ -444,7 +446,7 @@ class LogPolar(Warp):
         self.inner, self.outer = inner, outer
 
     def identity(self) -> Tensor:
-        """The image's centre: no member of the family moves nothing."""
+        """The image's centre as the origin; no member of this family leaves the image as it is."""
         return torch.zeros(2)
 
     def move(self, theta: Tensor, points: Tensor) -> Tensor:

@@ -119,14 +119,14 @@ def test_mixed_batches_have_shares_for_labels() -> None:
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation()])
 def test_ranks_share_a_pass(augmentation: Augmentation | None) -> None:
-    whole = [batches(24, 4, augmentation=augmentation, rank=rank, ranks=2) for rank in (0, 1)]
+    whole = [batches(24, 4, augmentation=augmentation, rank=rank, world_size=2) for rank in (0, 1)]
     labels = [torch.cat([labels for _, labels in epoch(share, 5)]).tolist() for share in whole]
     assert len(labels[0]) == len(labels[1]) == 12
     assert sorted(labels[0] + labels[1]) == list(range(24))
 
 
 def test_ranks_get_as_many_training_batches_each() -> None:
-    shares = [batches(25, 4, augmentation=Augmentation(), rank=rank, ranks=2) for rank in (0, 1)]
+    shares = [batches(25, 4, augmentation=Augmentation(), rank=rank, world_size=2) for rank in (0, 1)]
     assert {len(share) for share in shares} == {len(list(share)) for share in shares} == {3}
 
 
