@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 
+from stn.checkpoint_io import DurableCheckpointIO
 from stn.classifier import Classifier
 from stn.data.resident import ResidentDataModule
 from stn.errors import user_errors
@@ -73,6 +74,7 @@ def build_trainer(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> 
             callbacks=every,
             logger=loggers,
             default_root_dir=config.folder,
+            plugins=[DurableCheckpointIO()],
             # Otherwise Lightning adds its defaults where the config has none.
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in every),
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in every),

@@ -15,7 +15,17 @@ from omegaconf import DictConfig, OmegaConf
 from stn.errors import InputError, nearest
 
 GROUPS = ("data", "model", "optimizer", "trainer", "callbacks", "logger")
-TOP_LEVEL_KEYS = ("folder", "seed", "label_smoothing", "score_mirrored", "channels_last", "compile", "matmul_precision")
+TOP_LEVEL_KEYS = (
+    "folder",
+    "overwrite",
+    "resume",
+    "seed",
+    "label_smoothing",
+    "score_mirrored",
+    "channels_last",
+    "compile",
+    "matmul_precision",
+)
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
@@ -76,7 +86,7 @@ def _check_values(plain: dict[Any, Any]) -> None:
         raise InputError(f"seed={plain['seed']} must be a whole number from 0 to {2**32 - 1}")
     if not _fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
         raise InputError(f"label_smoothing={plain['label_smoothing']} must be a number in [0, 1)")
-    for key in ("score_mirrored", "channels_last"):
+    for key in ("score_mirrored", "channels_last", "overwrite"):
         if not _fits(plain[key], bool):
             raise InputError(f"{key}={plain[key]} must be true or false")
     if plain["compile"] not in (None, *COMPILE_MODES):

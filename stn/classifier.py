@@ -63,6 +63,7 @@ class Classifier(pl.LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # predictions, targets and losses not yet in metrics
+        self.random_state: Tensor | None = None  # of the run that is resumed
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, num_classes), in float32, of images (N, C, H, W), uint8 or floats in [0, 1]."""
@@ -84,6 +85,9 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.pending.clear()  # an interrupted epoch may have left some
+        if self.random_state is not None:  # only now, after everything that a start draws
+            torch.set_rng_state(self.random_state.cpu())
+            self.random_state = None
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         scores, target, losses = self._score(batch, self.label_smoothing)
@@ -122,12 +126,17 @@ class Classifier(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the format of the checkpoint, the number of epochs so far, and the versions."""
+        """Adds the format of the checkpoint, the number of epochs so far, the versions, and the random state."""
         checkpoint["stn"] = {
             "format": CHECKPOINT_FORMAT,
             "epoch": checkpoint["epoch"] + 1,
             "versions": versions(),
+            "random_state": torch.get_rng_state(),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the random state for the first epoch that is trained."""
+        self.random_state = checkpoint["stn"]["random_state"]
 
     def _score(self, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (N, num_classes), targets (N,) and losses (N,). The target of a mixed image is its largest class."""

@@ -14,6 +14,11 @@ from stn.config import explain
 BUG = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # the shell's exit code for a program ended by Ctrl-C
+TERMINATED = 143  # and by SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM."""
 
 
 class JobFailedError(Exception):
@@ -26,9 +31,12 @@ class JobFailedError(Exception):
 
 @contextmanager
 def exit_codes(program: str) -> Iterator[None]:
-    """Prints errors, and exits with 2 for bad input, 130 for Ctrl-C and 1 for a bug."""
+    """Prints errors, and exits with 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM and 1 for a bug."""
     try:
         yield
+    except Terminated:
+        print(f"{program}: terminated", file=sys.stderr)
+        sys.exit(TERMINATED)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -47,9 +47,7 @@ class Run:
         In a folder it takes the checkpoint that was tested, otherwise the best one, otherwise the last one.
         Raises InputError if there is no checkpoint, or if it cannot be opened.
         """
-        path = latest() if str(where) == "latest" else Path(where).expanduser()
-        if not path.exists():
-            raise InputError(f"{path} does not exist: give a run's folder, a checkpoint, or latest")
+        path = find_run(where)
         if path.is_dir():
             folder, checkpoint = path, find_checkpoint(path)
         else:
@@ -123,6 +121,14 @@ class Run:
                     f"data.{name}={getattr(self, name)}"
                 )
         return data
+
+
+def find_run(where: str | Path) -> Path:
+    """The path of a run's folder or of a checkpoint; "latest" is a folder. Raises InputError if there is none."""
+    path = latest() if str(where) == "latest" else Path(where).expanduser()
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a run's folder, a checkpoint, or latest")
+    return path
 
 
 def latest() -> Path:

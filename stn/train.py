@@ -3,6 +3,7 @@
 python -m stn.train experiment=demo
 python -m stn.train trainer.max_epochs=50
 python -m stn.train -m model=lenet,wide seed=1,2
+python -m stn.train resume=latest
 """
 
 import os
@@ -12,7 +13,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stn import cli, config
 from stn.errors import InputError
@@ -28,9 +29,16 @@ def launch(composed: DictConfig) -> Any:
     Returns the best validation accuracy, which Hydra's optimizing sweepers take as the objective.
     """
     try:
-        from stn.training import train  # here, since --help and --cfg job must not wait for torch
+        # Here, since --help and --cfg job must not wait for torch.
+        from stn.resuming import resumed
+        from stn.training import train
 
-        return train(composed).get("best_val_accuracy")
+        checkpoint = None
+        if composed.resume is not None:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise InputError("resume goes on with a single run: leave out -m")
+            composed, checkpoint = resumed(composed.resume, HydraConfig.get().overrides.task)
+        return train(composed, checkpoint=checkpoint).get("best_val_accuracy")
     except Exception as error:
         code = cli.report_error("stn.train", error, HydraConfig.get().runtime.output_dir)
         if HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -38,10 +46,20 @@ def launch(composed: DictConfig) -> Any:
         sys.exit(code)
 
 
+def run_folder(resume: str | None, new: str) -> str:
+    """The folder of the run that is resumed, or a new one."""
+    if resume is None:
+        return new
+    from stn.run import find_run
+
+    return str(find_run(resume))
+
+
 def main() -> None:
     """Runs the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     config.register()
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     with cli.exit_codes("stn.train"):
         try:
             launch()

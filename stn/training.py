@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,28 +23,34 @@ from stn.build import build_classifier, build_data, build_trainer, read_data
 from stn.callbacks import History
 from stn.check import check
 from stn.classifier import Classifier
-from stn.cli import print_table
+from stn.cli import Terminated, print_table
 from stn.config import save
 from stn.errors import InputError, user_errors
 from stn.process import prepare_process
+from stn.resuming import read_rows, write_rows
+from stn.run import load_checkpoint
 
 
-def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint: Path | None = None) -> dict[str, Any]:
     """Trains and tests the network of a config, and writes the run to `config.folder`.
 
     callbacks: added to those of the config.
+    checkpoint: of an interrupted run, which goes on from it, see `resumed`.
     Returns the content of metrics.json. Raises InputError for a config that cannot be run. After Ctrl-C it reports the
     results so far, then raises KeyboardInterrupt.
     """
     check(config)
     prepare_process(config)
     folder = Path(config.folder)
+    rows = read_rows(folder, load_checkpoint(checkpoint)["global_step"]) if checkpoint else []
     with user_errors("folder"):
-        folder.mkdir(parents=True, exist_ok=True)
+        if checkpoint is None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            make_folder(folder, config.overwrite)
         save(config, folder / "config.yaml")
     pl.seed_everything(config.seed, verbose=False)
 
     trainer = build_trainer(config, callbacks)
+    write_rows(rows, trainer.loggers)
     data = build_data(config, trainer)
     classifier = build_classifier(config, data)
     if config.compile:
@@ -51,24 +59,56 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> dict[str
         print(f"{os.path.relpath(folder)}: {describe(config, trainer, classifier)}")
     read_data(data, "fit", "test")
 
-    with keep_after_ctrl_c(trainer):
-        trainer.fit(classifier, datamodule=data)
+    with stop_on_sigterm(), keep_after_ctrl_c(trainer):
+        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     metrics = fit_metrics(trainer, classifier, data.batch_size * trainer.world_size)
     if not trainer.interrupted:
-        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-        if checkpoint:
-            epoch = torch.load(checkpoint, mmap=True, weights_only=True)["stn"]["epoch"]
-            metrics |= {"tested_checkpoint": os.path.relpath(checkpoint, folder), "tested_epoch": epoch}
+        kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        if kept:
+            epoch = torch.load(kept, mmap=True, weights_only=True)["stn"]["epoch"]
+            metrics |= {"tested_checkpoint": os.path.relpath(kept, folder), "tested_epoch": epoch}
         else:
             metrics["tested_epoch"] = trainer.current_epoch
-        with keep_after_ctrl_c(trainer):
-            (test,) = trainer.test(classifier, datamodule=data, ckpt_path=checkpoint, verbose=False)
+        with stop_on_sigterm(), keep_after_ctrl_c(trainer):
+            (test,) = trainer.test(classifier, datamodule=data, ckpt_path=kept, verbose=False)
             metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
     if trainer.is_global_zero:
-        report(folder, classifier, trainer.loggers, metrics)
+        report(folder, classifier, () if trainer.interrupted else trainer.loggers, metrics)
     if trainer.interrupted:
-        raise KeyboardInterrupt
+        if trainer.is_global_zero and (folder / "checkpoints" / "last.ckpt").exists():
+            print(f"it goes on with: python -m stn.train resume={os.path.relpath(folder)}")
+        raise Terminated if trainer.received_sigterm else KeyboardInterrupt
     return metrics
+
+
+def make_folder(folder: Path, overwrite: bool) -> None:
+    """Makes the folder of a run. A run that it holds is deleted if `overwrite`, otherwise InputError is raised."""
+    if (folder / "config.yaml").exists():
+        if not overwrite:
+            raise InputError(f"{folder} holds a run already: go on with it by resume={folder}, or set overwrite=true")
+        for name in ("checkpoints", "figures"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for pattern in ("config.yaml", "metrics.*", "hparams.yaml", "error.txt", "events.out.tfevents.*"):
+            for path in folder.glob(pattern):
+                path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Has SIGTERM, which schedulers send, end a run as Ctrl-C does, but with `Terminated`."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
+        yield
+        return
+
+    def stop(*signal_and_frame: Any) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

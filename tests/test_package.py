@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -58,25 +57,36 @@ def test_help_and_config_answer_without_torch(argument: list[str], tmp_path: Pat
     assert "python -m stn.train" in found.stdout or "max_epochs: 50" in found.stdout
 
 
-def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
-    source = tmp_path / "source"
-    copied = ["pyproject.toml", "README.md", "LICENSE", "stn", "conf"]
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel installed in it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     source.mkdir()
+    copied = ["pyproject.toml", "README.md", "LICENSE", "stn", "conf"]
     subprocess.run(["cp", "-r", *[str(ROOT / name) for name in copied], str(source)], check=True)
-    made = subprocess.run([*build, str(source)], capture_output=True, text=True)
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
+    made = subprocess.run([*pip, *build], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    installed = tmp_path / "installed"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(installed)
-    configs = {str(path.relative_to(ROOT / "conf")) for path in (ROOT / "conf").rglob("*.yaml")}
-    carried = {
-        str(path.relative_to(installed / "stn" / "conf")) for path in (installed / "stn" / "conf").rglob("*.yaml")
-    }
-    assert carried == configs
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "installed"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, capture_output=True)
+    return target
+
+
+def test_a_wheel_carries_the_configs_and_the_packages(installed: Path) -> None:
+    for folder, pattern in (("conf", "*.yaml"), ("stn", "*.py")):
+        inside = installed / "stn" / "conf" if folder == "conf" else installed / folder
+        carried = {str(path.relative_to(inside)) for path in inside.rglob(pattern)}
+        assert carried == {str(path.relative_to(ROOT / folder)) for path in (ROOT / folder).rglob(pattern)}
+
+
+@pytest.mark.parametrize("command", [["-m", "stn.train"], ["bin/stn", "train"]], ids=" ".join)
+def test_an_installed_wheel_finds_its_configs(command: list[str], installed: Path, tmp_path: Path) -> None:
+    program = [str(installed / part) if part.startswith("bin") else part for part in command]
     shown = subprocess.run(
-        [sys.executable, "-m", "stn.train", "--cfg", "job"],
+        [sys.executable, *program, "--cfg", "job"],
         cwd=tmp_path,
         env=environment() | {"PYTHONPATH": str(installed)},
         capture_output=True,

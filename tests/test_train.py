@@ -147,7 +147,7 @@ def test_an_interrupt_before_the_first_step_is_reported(composed: Callable[..., 
 def test_a_seed_repeats_a_run_and_another_does_not(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
     found = []
     for seed in (1, 1, 2):
-        train(composed(*TINY, "callbacks=minimal", "logger=none", f"seed={seed}"))
+        train(composed(*TINY, "callbacks=minimal", "logger=none", "overwrite=true", f"seed={seed}"))
         metrics = figures(tmp_path / "run")
         found.append({name: value for name, value in metrics.items() if name not in TIMES})
     assert found[0] == found[1] != found[2]
@@ -359,5 +359,5 @@ def test_compiled_training_runs(composed: Callable[..., DictConfig]) -> None:
 
 def test_channels_last_is_a_choice(composed: Callable[..., DictConfig], capsys: pytest.CaptureFixture[str]) -> None:
     for choice, said in (("true", True), ("false", False)):
-        train(composed(*TINY, f"channels_last={choice}", "trainer.max_epochs=1"))
+        train(composed(*TINY, f"channels_last={choice}", "trainer.max_epochs=1", "overwrite=true"))
         assert ("channels-last" in capsys.readouterr().out) == said

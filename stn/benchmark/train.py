@@ -124,7 +124,7 @@ def settings(case: list[str], overrides: list[str]) -> list[str]:
 def composed(overrides: list[str]) -> Iterator[DictConfig]:
     """The config of a run in a temporary folder. Raises InputError for wrong overrides."""
     with tempfile.TemporaryDirectory() as folder:
-        config = compose(overrides, folder)
+        config = compose(["overwrite=true", *overrides], folder)  # every round writes there
         check(config)
         yield config
 

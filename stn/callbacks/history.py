@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
@@ -23,12 +24,19 @@ class History(pl.Callback):
         self.epochs, self.steps, self.seconds = 0, 0, 0.0
         self.validated = False
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "epochs": self.epochs, "steps": self.steps, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+        self.epochs, self.steps, self.seconds = (state_dict[name] for name in ("epochs", "steps", "seconds"))
+
     def best(self) -> dict[str, float]:
         """The row with the highest validation accuracy; the earliest one if several are equal."""
         return max(self.rows, key=lambda row: row["val/accuracy"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = time.monotonic()
+        self.started = time.monotonic() - self.seconds  # of a run that is resumed
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.validated = not trainer.sanity_checking

@@ -62,7 +62,7 @@ class ThetaMonitor(pl.Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                     for index, column in enumerate(theta.cpu().unbind(1)):
-                        logger.experiment.add_histogram(f"{name}/theta_{index}", column, trainer.global_step)
+                        logger.experiment.add_histogram(f"{name}/theta_{index}", column, trainer.global_step - 1)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():

@@ -1,6 +1,7 @@
 """Draws what the transformers read, after each epoch."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -38,6 +39,12 @@ class WarpGallery(pl.Callback):
         self.folder, self.count = Path(folder), images
         self.frames: dict[str, list[Path]] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {name: [path.name for path in paths] for name, paths in self.frames.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.frames = {name: [self.folder / "warps" / frame for frame in frames] for name, frames in state_dict.items()}
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         assert isinstance(data, ResidentDataModule)
@@ -61,7 +68,7 @@ class WarpGallery(pl.Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     shown = np.asarray(picture)
-                    logger.experiment.add_image(f"warps/{name}", shown, trainer.global_step, dataformats="HWC")
+                    logger.experiment.add_image(f"warps/{name}", shown, trainer.global_step - 1, dataformats="HWC")
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._animate()

@@ -1,0 +1,236 @@
+"""An interrupted run goes on in place, and ends as one that was never interrupted: bit for bit on a CPU."""
+
+import csv
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import TINY, Command, environment
+from omegaconf import DictConfig
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_bad_input import refused
+
+import stn
+from stn.config import compose
+from stn.errors import InputError
+from stn.resuming import resumed
+from stn.training import train
+
+TIMES = {"seconds", "seconds_per_epoch", "images_per_second"}
+SMALL = [setting for setting in TINY if not setting.startswith(("model=", "trainer.max_epochs"))]
+SMALL += ["trainer.max_epochs=4", "trainer.log_every_n_steps=1", "callbacks.progress=null", "callbacks.summary=null"]
+WIDE = ["model=wide", "model.classifier.widths=[8,8]", "model.classifier.convolutions=[1,2]"]
+RECIPES = {
+    "AdamW, dropout": ["model=convnet_small", "optimizer=adamw", "data.shift=2"],
+    "SGD, batch norm": [*WIDE, "optimizer=sgd", "data.cutout=4", "data.flip=true"],
+    "Muon, average, growing images, CutMix": [*WIDE, "optimizer=muon", "callbacks=growing", "data.cutmix=0.5"],
+}
+
+
+class Interrupt(pl.Callback):
+    """Ctrl-C in the middle of the third epoch."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.current_epoch == 2 and batch_idx == 0:
+            raise KeyboardInterrupt
+
+
+def interrupted(settings: list[str], folder: Path) -> Path:
+    """A run that was interrupted in its third epoch."""
+    with pytest.raises(KeyboardInterrupt):
+        train(compose(settings, folder), [Interrupt()])
+    return folder
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two runs have the same weights, metrics, curves and pictures, and the same events."""
+    first, second = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "current_model_state"):
+        assert str(first.get(part)) == str(second.get(part)), part
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, other)]
+    assert [{k: v for k, v in found.items() if k not in TIMES} for found in metrics[:1]] == [
+        {k: v for k, v in found.items() if k not in TIMES} for found in metrics[1:]
+    ]
+    assert metrics[0].keys() == metrics[1].keys()
+    rows = []
+    for run in (one, other):
+        with (run / "metrics.csv").open(newline="") as file:
+            rows.append([{key: value for key, value in row.items() if value} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1]
+    pictures = sorted(path.relative_to(one) for path in (one / "figures").rglob("*.png") if path.name != "accuracy.png")
+    assert len(pictures) == 4
+    for path in pictures:
+        assert (one / path).read_bytes() == (other / path).read_bytes(), path
+    with Image.open(other / "figures" / "warps_transformer.gif") as film:
+        assert film.n_frames == 4
+    tags = []
+    for run in (one, other):
+        events = EventAccumulator(str(run), size_guidance={"images": 0, "histograms": 0})
+        events.Reload()
+        found: dict[str, Any] = {
+            tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+        }
+        found["warps"] = [(event.step, event.encoded_image_string) for event in events.Images("warps/transformer")]
+        found["theta"] = [event.step for event in events.Histograms("transformer/theta_0")]
+        assert len(found["warps"]) == len(found["theta"]) == 4
+        tags.append(found)
+    for tag, values in tags[0].items():
+        if not any(time in tag for time in TIMES):
+            assert tags[1][tag] == values, tag
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(recipe: list[str], tmp_path: Path) -> None:
+    train(compose([*SMALL, *recipe], tmp_path / "whole"))
+    folder = interrupted([*SMALL, *recipe], tmp_path / "interrupted")
+    config, checkpoint = resumed(str(folder))
+    metrics = train(config, checkpoint=checkpoint)
+    assert metrics["epochs"] == 4 and metrics["images_per_second"] == pytest.approx(
+        40 * 4 / metrics["seconds"], rel=0.01
+    )
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "stn.train", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path: Path, program: subprocess.Popen[str]) -> None:
+    patience = time.monotonic() + 120
+    while not path.exists() and program.poll() is None and time.monotonic() < patience:
+        time.sleep(0.02)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_killed_run_is_resumed(seed: int, command: Command, tmp_path: Path) -> None:
+    """SIGKILL at a random moment of the second or third epoch, or of what follows it."""
+    recipe = [*SMALL, *RECIPES["AdamW, dropout"], "data.train_images=600", "trainer.log_every_n_steps=10"]
+    program = start(tmp_path, *recipe, "hydra.run.dir=killed")
+    wait_for(tmp_path / "killed" / "checkpoints" / "last.ckpt", program)
+    time.sleep(random.Random(seed).random())
+    program.kill()
+    program.communicate()
+    found = command("resume=killed")
+    assert found.returncode == 0, found.stderr
+    assert not list((tmp_path / "outputs").glob("*")), "a folder of its own"
+    assert command(*recipe, "hydra.run.dir=whole").returncode == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_sigterm_ends_in_order_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
+    program = start(tmp_path, *TINY, "trainer.max_epochs=100000", "optimizer=plain_sgd", "hydra.run.dir=run")
+    wait_for(tmp_path / "run" / "figures" / "warps" / "transformer_epoch_003.png", program)
+    program.send_signal(signal.SIGTERM)
+    said, _ = program.communicate(timeout=60)
+    assert program.returncode == 143, said
+    assert "Traceback" not in said and "stn.train: terminated\n" in said
+    assert "it goes on with: python -m stn.train resume=run\n" in said
+    epochs = json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"]
+    found = command("resume=run", f"trainer.max_epochs={epochs + 2}")
+    assert found.returncode == 0, found.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["epochs"] == epochs + 2 and "test_accuracy" in metrics
+    assert stn.Run.open(tmp_path / "run").config.trainer.max_epochs == epochs + 2
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted in its third epoch of four."""
+    return interrupted([*SMALL, *RECIPES["SGD, batch norm"]], tmp_path_factory.mktemp("runs") / "stopped")
+
+
+@pytest.fixture
+def folder(stopped: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resume=nowhere"], "nowhere does not exist: give a run's folder, a checkpoint, or latest"),
+        (["resume=latest"], "latest: there is no run with a checkpoint in"),
+        (
+            ["resume=run", "optimizer.lr=1"],
+            "optimizer.lr=1 cannot be set on resuming, which takes the run's own config",
+        ),
+        (["resume=run", "trainer.max_epochs=9"], "the schedule one_cycle ends after 4 epochs"),
+        (["resume=empty"], "empty has no config.yaml, so it cannot be resumed"),
+        (["resume=kept_none"], "kept_none has no checkpoint in checkpoints/, so it cannot be resumed"),
+        (["-m", "resume=run"], "resume goes on with a single run: leave out -m"),
+    ],
+)
+def test_what_cannot_be_resumed(arguments: list[str], said: str, folder: Path, command: Command) -> None:
+    (folder.parent / "empty").mkdir()
+    shutil.copytree(folder, folder.parent / "kept_none", ignore=lambda *names: ["checkpoints"])
+    refused(command(*arguments), said)
+
+
+def test_a_finished_run_is_not_resumed(command: Command, tmp_path: Path) -> None:
+    assert command(*TINY, "callbacks.warps=null", "hydra.run.dir=run").returncode == 0
+    before = (tmp_path / "run" / "metrics.json").read_text()
+    refused(command("resume=run"), "run is finished after 2 epochs: there is nothing to resume")
+    assert (tmp_path / "run" / "metrics.json").read_text() == before
+
+
+def test_a_broken_last_checkpoint_gives_way_to_the_one_before(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    config, checkpoint = resumed(str(folder))
+    assert checkpoint.name == "best.ckpt" and "last.ckpt cannot be read" in capsys.readouterr().out
+    assert train(config, checkpoint=checkpoint)["epochs"] == 4
+
+
+def test_a_folder_with_a_run_is_not_written_over(
+    folder: Path, composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(InputError, match=r"holds a run already: go on with it by resume=.*, or set overwrite=true"):
+        train(composed(*TINY))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    metrics = train(composed(*TINY, "overwrite=true", "callbacks=minimal", "logger=none"))
+    assert metrics["epochs"] == 2
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert names == {"config.yaml", "metrics.json", "accuracy.png"}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
+def test_a_full_disk_leaves_the_checkpoint_before(
+    error: Exception, composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving, calls = torch.save, []
+
+    def full(content: Any, file: Any) -> None:
+        calls.append(file)
+        if len(calls) > 3:
+            file.write(b"half of it")
+            raise error
+        saving(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InputError, match=r"best.ckpt|last.ckpt cannot be written .*; the checkpoint before it is kept"):
+        train(composed(*TINY, "trainer.max_epochs=4", "callbacks.checkpoint=null"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert stn.Run.open(tmp_path / "run").epoch == 3
