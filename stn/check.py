@@ -105,9 +105,17 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     """Checks trainer settings that Lightning accepts, but that cannot train here."""
     import torch
 
-    for key in ("max_epochs", "check_val_every_n_epoch", "accumulate_grad_batches"):
-        if (value := trainer.get(key, 1)) is None or value < 1:
+    at_least_1 = ("max_epochs", "check_val_every_n_epoch", "accumulate_grad_batches", "max_steps")
+    for key in at_least_1:
+        value = trainer.get(key, None if key == "max_epochs" else 1)
+        if value is None or (value < 1 and (key, value) != ("max_steps", -1)):  # -1 is Lightning's for no limit
             raise InputError(f"trainer.{key}={value} must be 1 or more")
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
+        if trainer.get(key) is not None and trainer[key] <= 0:
+            raise InputError(f"trainer.{key}={trainer[key]} must be above 0")
+    for key in ("gradient_clip_val", "log_every_n_steps"):
+        if trainer.get(key) is not None and not trainer[key] >= 0:
+            raise InputError(f"trainer.{key}={trainer[key]} must not be negative")
     accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
     if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise InputError(
@@ -143,9 +151,15 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
         raise InputError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
     arguments, open_ended = arguments_of(target)
     given = SET_BY_PROGRAM.get(path.partition(".")[0], {})
+    if not node.get("_partial_"):
+        for key in required_arguments(target):
+            if key not in node and key not in given:
+                raise InputError(f"{path}.{key} is missing: {path} needs it")
     for key, value in node.items():
         if key.startswith("_"):
             continue
+        if key == "filename" and "/" in str(value):
+            raise InputError(f"{path}.{key}={value} must be the name of a file in the run's folder, without /")
         if key in given:
             raise InputError(f"{path}.{key}={value} cannot be set: {given[key]}")
         if key in arguments:
@@ -184,12 +198,19 @@ def arguments_of(target: Any) -> tuple[dict[str, Any], Any]:
     return arguments, open_ended
 
 
+def required_arguments(target: Any) -> list[str]:
+    """The names of the arguments without which a class or function cannot be called."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(target).parameters.values()
+    return [found.name for found in parameters if found.kind in named and found.default is found.empty]
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value of a config (a primitive, a list, or a node with a `_target_`) matches a type hint."""
     if hint is Any:
         return True
     if isinstance(value, dict):
-        return "_target_" in value or dict in (hint, typing.get_origin(hint))
+        return _makes(value, hint) if "_target_" in value else dict in (hint, typing.get_origin(hint))
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in inner)
@@ -208,6 +229,17 @@ def _fits(value: Any, hint: Any) -> bool:
     return inspect.isclass(hint) and isinstance(value, hint)
 
 
+def _makes(node: Mapping[str, Any], hint: Any) -> bool:
+    """Whether a node with a `_target_` makes an object of a class, if both are known."""
+    try:
+        target = get_method(node["_target_"])
+    except Exception:  # reported where the node itself is checked
+        return True
+    if inspect.isclass(hint) and inspect.isclass(target) and not node.get("_partial_"):
+        return issubclass(target, hint)
+    return True
+
+
 def _spell(hint: Any) -> str:
     """A type hint in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -216,7 +248,7 @@ def _spell(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(str(choice) for choice in inner)
     if origin is Callable or getattr(hint, "__module__", "").startswith(("stn.", "torch.nn")):
-        return "an object with a _target_"
+        return "an object with a _target_" + (f", a {hint.__name__}" if inspect.isclass(hint) else "")
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if hint in words:
         return words[hint]

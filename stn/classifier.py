@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from stn.errors import DivergedError
 from stn.networks import Normalization, Whitening
 
 CHECKPOINT_FORMAT = 2  # to be increased by a change that cannot open the checkpoints before it
@@ -106,6 +107,17 @@ class Classifier(pl.LightningModule):
             self._log(self.train_metrics)
             self.log("train/loss_step", losses.mean(), on_step=True, on_epoch=False)
             self.pending.clear()
+            self._check_finite(losses)
+
+    def _check_finite(self, losses: Tensor) -> None:
+        """Raises DivergedError for losses that are not finite. It waits for the device, so it is not called often."""
+        if not losses.isfinite().all():
+            rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+            raise DivergedError(
+                f"training has diverged: the loss is {losses.mean().item()} in epoch {self.current_epoch + 1}, at step "
+                f"{self.global_step}, with rates up to {rate:.3g}; try a lower optimizer.lr or "
+                "optimizer.localization_lr_scale, or trainer.gradient_clip_val=1.0"
+            )
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         scores, targets, losses = self._score(batch)

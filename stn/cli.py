@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from stn.config import explain
+from stn.errors import DivergedError
 
-BUG = 1
+FAILED = 1  # a bug, or a training that diverged
 BAD_INPUT = 2
 INTERRUPTED = 130  # the shell's exit code for a program ended by Ctrl-C
 TERMINATED = 143  # and by SIGTERM
@@ -31,7 +32,7 @@ class JobFailedError(Exception):
 
 @contextmanager
 def exit_codes(program: str) -> Iterator[None]:
-    """Prints errors, and exits with 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM and 1 for a bug."""
+    """Prints errors, and exits with 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM and 1 for all else."""
     try:
         yield
     except Terminated:
@@ -47,18 +48,18 @@ def exit_codes(program: str) -> Iterator[None]:
 
 
 def report_error(program: str, error: BaseException, folder: str | Path | None = None) -> int:
-    """Prints an error, one sentence for bad input and a traceback for a bug, and returns the exit code.
+    """Prints an error, one sentence or, for a bug, a traceback, and returns the exit code.
 
     folder: error.txt in it gets the error with its traceback.
     """
-    sentence = explain(error)
+    sentence = str(error) if isinstance(error, DivergedError) else explain(error)
     trace = "".join(traceback.format_exception(error))
     text = f"{program}: {sentence}\n" if sentence else trace
     sys.stderr.write(text)
     if folder:
         with suppress(OSError):
             Path(folder, "error.txt").write_text(f"{text}\n{trace}" if sentence else trace)
-    return BAD_INPUT if sentence else BUG
+    return BAD_INPUT if sentence and not isinstance(error, DivergedError) else FAILED
 
 
 def print_table(values: Mapping[str, Any]) -> None:

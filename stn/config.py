@@ -128,6 +128,8 @@ def _explain_unknown_key(full_key: str, parent: Any) -> str:
         if "/" in key:
             dotted = key.replace("/", ".")
             return f"{key}: there is no group {key!r}; write {dotted}=… for a key, or {nearest(key, sorted(groups))}"
+        if key in groups:
+            return f"{key}: it is left out by ~{key}, but something else in the config needs it"
         return f"{key}: the config has no key and no group {key!r}; {nearest(key, [*keys, *groups])}"
     if "_target_" in keys and key in arguments_of(get_method(parent["_target_"]))[0]:
         return f"{full_key} is not in the config, which uses its default: set it with +{full_key}=…"

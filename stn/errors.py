@@ -10,22 +10,29 @@ class InputError(ValueError):
     """Something that the user gave cannot be used. The message says in one sentence what is wrong and what is right."""
 
 
+class DivergedError(Exception):
+    """Training has diverged; the message says in one sentence when, and what to try."""
+
+
 @contextmanager
-def user_errors(part: str) -> Iterator[None]:
+def user_errors(part: str, *more: type[Exception]) -> Iterator[None]:
     """Turns errors about values, files and devices into an InputError that names `part`, a key of the config.
 
+    more: further classes of errors that are the user's here.
     If Hydra failed to build an object inside that part, the message names the object's key.
     """
     from hydra.errors import InstantiationException  # here, since --help must not wait for Lightning
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-    users = (ValueError, OSError, MisconfigurationException)
+    users: tuple[type[Exception], ...] = (ValueError, OSError, ImportError, MisconfigurationException, *more)
     try:
         yield
     except InputError:
         raise
     except InstantiationException as error:
         cause = error.__cause__
+        if "allocate memory" in str(cause):  # torch's error begins with a line of its source
+            cause = ValueError("there is not enough memory for so large a value")
         if not isinstance(cause, users):
             raise
         inner = re.search(r"full_key: (\S+)", str(error))
@@ -33,6 +40,10 @@ def user_errors(part: str) -> Iterator[None]:
         raise InputError(f"{key if key.startswith(part) else f'{part}.{key}'}: {cause}") from error
     except users as error:
         raise InputError(f"{part}: {error}") from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise InputError(f"{part}: there is not enough memory for so much") from error
 
 
 def nearest(word: str, choices: Iterable[object]) -> str:

@@ -25,7 +25,8 @@ from stn.check import check
 from stn.classifier import Classifier
 from stn.cli import Terminated, print_table
 from stn.config import save
-from stn.errors import InputError, user_errors
+from stn.errors import DivergedError, InputError, user_errors
+from stn.layers import NotFiniteError
 from stn.process import prepare_process
 from stn.resuming import read_rows, write_rows
 from stn.run import load_checkpoint
@@ -36,8 +37,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
 
     callbacks: added to those of the config.
     checkpoint: of an interrupted run, which goes on from it, see `resumed`.
-    Returns the content of metrics.json. Raises InputError for a config that cannot be run. After Ctrl-C it reports the
-    results so far, then raises KeyboardInterrupt.
+    Returns the content of metrics.json. Raises InputError for a config that cannot be run, and DivergedError. After
+    Ctrl-C it reports the results so far, then raises KeyboardInterrupt.
     """
     check(config)
     prepare_process(config)
@@ -59,8 +60,12 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
         print(f"{os.path.relpath(folder)}: {describe(config, trainer, classifier)}")
     read_data(data, "fit", "test")
 
-    with stop_on_sigterm(), keep_after_ctrl_c(trainer):
-        trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    diverged: DivergedError | None = None
+    try:
+        with stop_on_sigterm(), keep_after_ctrl_c(trainer):
+            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except DivergedError as error:
+        diverged = error
     metrics = fit_metrics(trainer, classifier, data.batch_size * trainer.world_size)
     if not trainer.interrupted:
         kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
@@ -74,6 +79,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
             metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
     if trainer.is_global_zero:
         report(folder, classifier, () if trainer.interrupted else trainer.loggers, metrics)
+    if diverged:
+        raise diverged
     if trainer.interrupted:
         if trainer.is_global_zero and (folder / "checkpoints" / "last.ckpt").exists():
             print(f"it goes on with: python -m stn.train resume={os.path.relpath(folder)}")
@@ -115,13 +122,24 @@ def stop_on_sigterm() -> Iterator[None]:
 def keep_after_ctrl_c(trainer: pl.Trainer) -> Iterator[None]:
     """Swallows the SystemExit that Lightning raises after Ctrl-C, so that partial results are reported.
 
-    Raises InputError for errors that Lightning finds only in training, such as a monitor that nothing logs.
+    Raises InputError for errors that Lightning finds only in training, such as a monitor that nothing logs, and
+    DivergedError for a θ that is not finite.
     """
     try:
         yield
     except SystemExit:
         if not trainer.interrupted:
             raise
+    except NotFiniteError as error:
+        raise DivergedError(
+            f"training has diverged: in epoch {trainer.current_epoch + 1} a transformer's θ is not finite; try a lower "
+            "optimizer.lr or optimizer.localization_lr_scale, or trainer.gradient_clip_val=1.0"
+        ) from error
+    except (RuntimeError, ValueError) as error:  # Lightning has no class for what is the user's
+        sentence = str(error).strip()
+        if not sentence.startswith(("Early stopping conditioned on metric", "`val_check_interval`")):
+            raise
+        raise InputError(sentence) from error
     except MisconfigurationException as error:
         sentence = str(error).partition(" HINT")[0]  # the hints are for authors of a LightningModule
         raise InputError(sentence) from error

@@ -42,10 +42,39 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("matmul_precision=low", "matmul_precision=low must be one of highest, high, medium"),
         ("channels_last=2", "channels_last=2 must be true or false"),
         ("a=b=c", "'a=b=c' is not understood"),
+        ("model.warp._target_=torch.nn.Linear", "must be an object with a _target_, a Warp"),
+        ("model.localization._target_=torch.nn.Linear", "model.localization has no key 'channels'"),
+        ("model.transformer.padding=[]", "model: padding must be 3 numbers, one for each channel, not []"),
+        ("model.classifier.dropout=nan", "dropout probability has to be between 0 and 1, but got nan"),
+        ("~model.warp", "model.warp is missing: model needs it"),
+        ("~optimizer.lr", "optimizer.lr is missing: optimizer needs it"),
+        ("~trainer.max_epochs", "trainer.max_epochs=None must be 1 or more"),
+        ("~data", "data: it is left out by ~data, but something else in the config needs it"),
+        ("trainer.devices=-1", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+        ("trainer.devices=abc", "trainer: "),
+        ("trainer.precision=transformer-engine", "trainer: Requirement 'transformer_engine"),
+        ("+trainer.val_check_interval=0", "trainer.val_check_interval=0 must be above 0"),
+        ("+trainer.val_check_interval=1000", "`val_check_interval` (1000) must be less than or equal to the number"),
+        ("+trainer.max_steps=0", "trainer.max_steps=0 must be 1 or more"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 must be above 0"),
+        ("+trainer.limit_test_batches=0", "trainer.limit_test_batches=0 must be above 0"),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must not be negative"),
+        ("trainer.log_every_n_steps=-1", "trainer.log_every_n_steps=-1 must not be negative"),
+        ("data.mean=[nan,0,0]", "data: mean must be null, or a number for each of the channels (3), not [nan, 0, 0]"),
+        ("callbacks.checkpoint.filename=../../x", "must be the name of a file in the run's folder, without /"),
+        ("+logger.mlflow._target_=pytorch_lightning.loggers.MLFlowLogger", "logger.mlflow: Requirement 'mlflow"),
+        ("data.train_images=1000000000000", "data: there is not enough memory for so much"),
+        ("model.localization.hidden=1000000000000", "model: there is not enough memory for so large a value"),
     ],
 )
 def test_settings(override: str, said: str, command: Command) -> None:
     refused(command(*TINY, override), said)
+
+
+def test_a_callback_that_watches_nothing(command: Command) -> None:
+    stop = "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping"
+    found = command(*TINY, stop, "+callbacks.stop.monitor=nothing", "callbacks.progress=null")
+    refused(found, "Early stopping conditioned on metric `nothing` which is not available")
 
 
 def test_an_output_folder_whose_log_cannot_be_written(command: Command, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from stn.classifier import Classifier
 from stn.run import Run
 from stn.training import train
 
@@ -322,9 +323,12 @@ class Profile(pl.Callback):
 
 
 @pytest.mark.parametrize("model", ["wide", "lenet"])
-def test_a_training_step_waits_for_nothing(model: str, composed: Callable[..., DictConfig]) -> None:
+def test_a_training_step_waits_for_nothing(
+    model: str, composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reading a number back from the device would hold up a GPU in every step: a value, a branch, a size."""
     profile = Profile()
+    monkeypatch.setattr(Classifier, "_check_finite", lambda module, losses: None)  # once for many steps, else
     # The metrics of each step are updated in the next; a logger would write them, and wait.
     every = ["trainer.log_every_n_steps=1", "logger=none", "callbacks.progress=null"]
     train(composed(*TINY, *every, f"model={model}", "trainer.max_epochs=1", "data.batch_size=10"), [profile])
@@ -361,3 +365,25 @@ def test_channels_last_is_a_choice(composed: Callable[..., DictConfig], capsys: 
     for choice, said in (("true", True), ("false", False)):
         train(composed(*TINY, f"channels_last={choice}", "trainer.max_epochs=1", "overwrite=true"))
         assert ("channels-last" in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize(("placement", "padding"), [("input", "border"), ("input", "reflection"), ("none", "border")])
+def test_divergence_ends_in_a_sentence(placement: str, padding: str, command: Command, tmp_path: Path) -> None:
+    """With a transformer this was a segmentation fault: the sampler's gradient reads anywhere for a NaN."""
+    large = ["data=shapes", "data.train_images=600", "data.test_images=100", "data.batch_size=64", "model=convnet"]
+    wild = [
+        "optimizer=plain_sgd",
+        "optimizer.lr=1e12",
+        "trainer.max_epochs=2",
+        "callbacks.progress=null",
+        f"model.placement={placement}",
+    ]
+    found = command(
+        *large, *wild, f"model.transformer.padding={padding}", "hydra.run.dir=run", "callbacks.progress=null"
+    )
+    assert found.returncode == 1, found.stderr
+    sentences = [line for line in found.stderr.splitlines() if line.startswith("stn.train: ")]
+    assert len(sentences) == 1 and "Traceback" not in found.stderr, found.stderr
+    assert sentences[0].startswith("stn.train: training has diverged: ") and " in epoch " in sentences[0]
+    assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
+    assert "test_accuracy" not in figures(tmp_path / "run")

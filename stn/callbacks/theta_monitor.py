@@ -61,7 +61,8 @@ class ThetaMonitor(pl.Callback):
             self._log_pose_error(trainer, pl_module, name, module, "val", f"{name}/pose_error_pixels")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                    for index, column in enumerate(theta.cpu().unbind(1)):
+                    shown = theta.nan_to_num(0.0).clamp(-1e6, 1e6).cpu()  # TensorBoard's bins end at 1e20
+                    for index, column in enumerate(shown.unbind(1)):
                         logger.experiment.add_histogram(f"{name}/theta_{index}", column, trainer.global_step - 1)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -4,7 +4,7 @@ from stn.layers.localization import ConvLocalization, FeatureLocalization
 from stn.layers.pose import corners, pose_error
 from stn.layers.recording import ThetaRecord, recording, thetas, transformers
 from stn.layers.sampling import pixel_centres, sample
-from stn.layers.transformer import Parallel, SpatialTransformer
+from stn.layers.transformer import NotFiniteError, Parallel, SpatialTransformer
 from stn.layers.warps import (
     Affine,
     AffineExponential,
@@ -29,6 +29,7 @@ __all__ = [
     "Diffeomorphic",
     "FeatureLocalization",
     "LogPolar",
+    "NotFiniteError",
     "Parallel",
     "Projective",
     "Rotation",

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from stn.layers.sampling import Mode, Padding, check_sampling, pixel_centres, sample
 from stn.layers.warps import Affine, Warp, decompose
 
+LARGEST_THETA = 1e4  # far beyond any image; larger values may overflow
+
+
+class NotFiniteError(ValueError):
+    """θ is not finite: the training has diverged, or the image is not finite."""
+
 
 class SpatialTransformer(nn.Module):
     """Localization -> warp -> sampling: reads an image or feature map (N, C, H, W) where the localization says.
@@ -83,7 +89,7 @@ class SpatialTransformer(nn.Module):
     def to_input(self, theta: Tensor, points: Tensor) -> Tensor:
         """Maps points (M, 2) or (N, M, 2) of the output to the input: (N, M, 2), (x, y) in [-1, 1].
 
-        Raises ValueError for a θ of another length or, on a CPU, one that is not finite.
+        Raises ValueError for a θ of another length, and NotFiniteError for one on a CPU that is not finite.
         """
         check_finite(theta)
         return self._to_input(theta, points)
@@ -93,6 +99,8 @@ class SpatialTransformer(nn.Module):
         if theta.ndim != 2 or theta.shape[1] % each or theta.shape[1] == 0:
             raise ValueError(f"theta must be (N, {each}) for each look, not {tuple(theta.shape)}")
         with torch.autocast(theta.device.type, enabled=False):
+            # A point that is not finite would make F.grid_sample's gradient read beyond the image's memory on a CPU.
+            theta = theta.nan_to_num(0.0).clamp(-LARGEST_THETA, LARGEST_THETA)
             # Each look warps the output of the look before, so the last look's warp acts on output points first.
             for part in reversed(theta.split(each, dim=1)):
                 points = self.warp(part, points.to(theta.dtype))
@@ -138,7 +146,7 @@ class SpatialTransformer(nn.Module):
     def transform(self, image: Tensor, theta: Tensor) -> Tensor:
         """`image` (N, C, H, W) warped by a given θ (N, num_looks · P), in the output's size.
 
-        Raises ValueError for a θ of another length or, on a CPU, one that is not finite.
+        Raises ValueError for a θ of another length, and NotFiniteError for one on a CPU that is not finite.
         """
         check_finite(theta)
         return self._transform(image, theta)
@@ -162,9 +170,9 @@ class SpatialTransformer(nn.Module):
 
 
 def check_finite(theta: Tensor) -> None:
-    """Raises ValueError if θ on a CPU is not finite. On a GPU it is not checked, because that would synchronize."""
+    """Raises NotFiniteError if θ on a CPU is not finite. On a GPU it is not checked, because that would synchronize."""
     if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not theta.isfinite().all():
-        raise ValueError("theta must be finite, and is not: the training has diverged")
+        raise NotFiniteError("theta must be finite, and is not: the training has diverged")
 
 
 class Parallel(nn.ModuleList):

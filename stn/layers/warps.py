@@ -281,7 +281,8 @@ class AffineExponential(MatrixWarp):
         return torch.zeros(6)
 
     def matrix(self, theta: Tensor) -> Tensor:
-        return torch.linalg.matrix_exp(F.pad(theta, (0, 3)).view(-1, 3, 3))
+        # exp(40) is as large as a point can be; the exponential of more overflows.
+        return torch.linalg.matrix_exp(F.pad(theta.clamp(-20, 20), (0, 3)).view(-1, 3, 3))
 
     def inverse(self, theta: Tensor) -> Tensor:
         """θ (N, 6) of the warps that undo those of θ (N, 6)."""

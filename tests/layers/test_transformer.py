@@ -337,3 +337,18 @@ def test_what_cannot_be_transformed_is_named() -> None:
         transformer.transform(images, torch.zeros(2, 5))
     with pytest.raises(ValueError, match="theta must be finite"):
         transformer.transform(images, torch.full((2, 6), torch.nan))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_images_and_theta_that_are_not_finite_do_no_harm(family: Callable[[], Warp], padding: str) -> None:
+    """A step of training on them has a gradient; it ended the process, where the sampler was given a NaN."""
+    transformer = turned(family(), padding=padding)
+    for bad in (torch.nan, torch.inf, 1e30):
+        images = torch.rand(16, 3, 32, 32)
+        images[3] = bad
+        transformer(images).sum().backward()
+    for bad in (torch.nan, torch.inf, -torch.inf, 1e30, 1e4):
+        theta = torch.full((4, transformer.warp.num_params), bad)
+        grid = transformer.grid(theta, 8, 8)
+        assert grid.isfinite().all(), bad
