@@ -88,6 +88,7 @@ def save(config: DictConfig, path: Path) -> None:
     placeholder = "THE-FOLDER-OF-THE-RUN"
     resolved: Any = OmegaConf.to_container(OmegaConf.merge(config, {"folder": placeholder}), resolve=True)
     resolved["folder"] = "${hydra:runtime.output_dir}"
+    resolved["hydra"] = OmegaConf.load(Path(config_folder(), "config.yaml")).hydra  # which names the new folder
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)).replace(placeholder, "${folder}"))
 
 

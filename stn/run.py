@@ -183,12 +183,13 @@ def read_config(folder: Path) -> DictConfig | None:
     if not path.is_file():
         return None
     try:
-        config = OmegaConf.load(path)
+        config = cast(DictConfig, OmegaConf.load(path))
+        config.pop("hydra", None)  # of the command that repeats the run
         OmegaConf.update(config, "folder", str(folder))
         OmegaConf.resolve(config)
     except Exception as error:  # of the YAML parser, OmegaConf or the file system
         raise InputError(f"{path} cannot be read as the config of a run ({' '.join(str(error).split())})") from error
-    return cast(DictConfig, config)
+    return config
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -97,12 +97,15 @@ def test_evaluate_finds_what_the_run_found(folder: Path, command: Command) -> No
     assert other.returncode == 0 and f"{metrics['test_loss']:.4g}" not in other.stdout
 
 
-def test_a_run_repeated_from_its_own_config_is_another_run(folder: Path, command: Command, tmp_path: Path) -> None:
+def test_a_run_repeated_from_its_own_config_is_another_run(trained: Path, command: Command, tmp_path: Path) -> None:
+    folder = trained
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    found = command("--config-path", str(folder), "hydra.run.dir=again")
+    found = command("--config-path", str(folder))
     assert found.returncode == 0, found.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    first, again = (json.loads((path / "metrics.json").read_text()) for path in (folder, tmp_path / "again"))
+    (new,) = (tmp_path / "outputs").glob("*/*-*-*-*")  # named to the microsecond, as always
+    assert not (new / ".hydra").exists()
+    first, again = (json.loads((path / "metrics.json").read_text()) for path in (folder, new))
     for metrics in (first, again):
         for name in ("seconds", "seconds_per_epoch", "images_per_second"):
             del metrics[name]
