@@ -52,6 +52,15 @@ server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["stn.training", "stn.evaluation", "stn.benchmark.train", "tensorboard"])
 
 
+def started(
+    folder: Path, verb: str, arguments: tuple[str, ...], variables: dict[str, str] | None = None
+) -> multiprocessing.process.BaseProcess:
+    """A process that runs `python -m stn.<verb>` in a folder; its output goes to .stdout and .stderr there."""
+    process = server.Process(target=_run, args=(verb, arguments, str(folder), environment() | (variables or {})))
+    process.start()
+    return process
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """python -m stn.train, or another verb, with the arguments given, in an empty folder."""
@@ -59,9 +68,7 @@ def command(tmp_path: Path) -> Command:
     def run(
         *arguments: str, verb: str = "train", variables: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        every = environment() | (variables or {})
-        process = server.Process(target=_run, args=(verb, arguments, str(tmp_path), every))
-        process.start()
+        process = started(tmp_path, verb, arguments, variables)
         process.join(timeout=300)
         if process.exitcode is None:
             process.kill()

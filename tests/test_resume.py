@@ -4,18 +4,16 @@ import csv
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY, Command, environment
+from conftest import TINY, Command, started
 from omegaconf import DictConfig
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -106,20 +104,9 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(recipe: list[str], t
     assert_same_run(tmp_path / "whole", folder)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "stn.train", *arguments],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(path: Path, program: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, program: BaseProcess) -> None:
     patience = time.monotonic() + 120
-    while not path.exists() and program.poll() is None and time.monotonic() < patience:
+    while not path.exists() and program.is_alive() and time.monotonic() < patience:
         time.sleep(0.02)
     assert path.exists()
 
@@ -128,11 +115,11 @@ def wait_for(path: Path, program: subprocess.Popen[str]) -> None:
 def test_a_killed_run_is_resumed(seed: int, command: Command, tmp_path: Path) -> None:
     """SIGKILL at a random moment of the second or third epoch, or of what follows it."""
     recipe = [*SMALL, *RECIPES["AdamW, dropout"], "data.train_images=600", "trainer.log_every_n_steps=10"]
-    program = start(tmp_path, *recipe, "hydra.run.dir=killed")
+    program = started(tmp_path, "train", (*recipe, "hydra.run.dir=killed"))
     wait_for(tmp_path / "killed" / "checkpoints" / "last.ckpt", program)
     time.sleep(random.Random(seed).random())
     program.kill()
-    program.communicate()
+    program.join()
     found = command("resume=killed")
     assert found.returncode == 0, found.stderr
     assert not list((tmp_path / "outputs").glob("*")), "a folder of its own"
@@ -141,12 +128,14 @@ def test_a_killed_run_is_resumed(seed: int, command: Command, tmp_path: Path) ->
 
 
 def test_sigterm_ends_in_order_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
-    program = start(tmp_path, *TINY, "trainer.max_epochs=100000", "optimizer=plain_sgd", "hydra.run.dir=run")
+    endless = (*TINY, "trainer.max_epochs=100000", "optimizer=plain_sgd", "hydra.run.dir=run")
+    program = started(tmp_path, "train", endless)
     wait_for(tmp_path / "run" / "figures" / "warps" / "transformer_epoch_003.png", program)
-    program.send_signal(signal.SIGTERM)
-    said, _ = program.communicate(timeout=60)
-    assert program.returncode == 143, said
-    assert "Traceback" not in said and "stn.train: terminated\n" in said
+    program.terminate()
+    program.join(timeout=60)
+    said, errors = ((tmp_path / name).read_text() for name in (".stdout", ".stderr"))
+    assert program.exitcode == 143, errors
+    assert "Traceback" not in errors and "stn.train: terminated\n" in errors
     assert "it goes on with: python -m stn.train resume=run\n" in said
     epochs = json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"]
     found = command("resume=run", f"trainer.max_epochs={epochs + 2}")
