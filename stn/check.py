@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import shlex
 import shutil
 import types
@@ -19,6 +20,7 @@ TOP_LEVEL_KEYS = (
     "folder",
     "overwrite",
     "resume",
+    "allow",
     "seed",
     "label_smoothing",
     "score_mirrored",
@@ -89,6 +91,7 @@ def _check_values(plain: dict[Any, Any]) -> None:
     for key in ("score_mirrored", "channels_last", "overwrite"):
         if not _fits(plain[key], bool):
             raise InputError(f"{key}={plain[key]} must be true or false")
+    allowed_packages(plain["allow"])
     if plain["compile"] not in (None, *COMPILE_MODES):
         raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE_MODES)}")
     if plain["matmul_precision"] not in MATMUL_PRECISIONS:
@@ -99,6 +102,14 @@ def _check_values(plain: dict[Any, Any]) -> None:
             f"compile={plain['compile']} needs a C++ compiler, and there is none on the PATH: install g++ or clang++, "
             "or leave compile=null"
         )
+
+
+def allowed_packages(allow: Any) -> list[str]:
+    """The packages that the key `allow` names: null, one, or a list. Raises InputError for another value."""
+    packages = [allow] if isinstance(allow, str) else [] if allow is None else allow
+    if not _fits(packages, list[str]) or not all(re.fullmatch(r"(\w+\.)*\w+\.?", package) for package in packages):
+        raise InputError(f"allow={allow} must be a package whose code you trust, such as allow=mypackage.")
+    return list(packages)
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:

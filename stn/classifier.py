@@ -1,6 +1,7 @@
 """The LightningModule: a network built from a config, its loss, metrics and optimizer."""
 
 import math
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -64,7 +66,14 @@ class Classifier(pl.LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # predictions, targets and losses not yet in metrics
-        self.random_state: Tensor | None = None  # of the run that is resumed
+        self.random_state: Tensor | None = None  # of a run that is resumed, until its first epoch starts
+
+    @classmethod
+    def load_from_checkpoint(cls, *checkpoint: Any, **settings: Any) -> Any:
+        """Refused: Lightning's own loading builds whatever the file names, and unpickles what a server sends."""
+        raise TypeError(
+            "open a checkpoint by stn.Run.open(path).classifier, which executes nothing in the file"
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, num_classes), in float32, of images (N, C, H, W), uint8 or floats in [0, 1]."""
@@ -138,17 +147,37 @@ class Classifier(pl.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the format of the checkpoint, the number of epochs so far, the versions, and the random state."""
+        """Adds the format of the checkpoint, the number of epochs so far, the versions, and the random state.
+
+        Loggers write what they were given first, so that it is there after a crash. The means of the epoch come to them
+        only after the checkpoint, so it has those too.
+        """
+        for logger in self.trainer.loggers:
+            logger.save()
+        means = self.trainer.callback_metrics
         checkpoint["stn"] = {
             "format": CHECKPOINT_FORMAT,
             "epoch": checkpoint["epoch"] + 1,
             "versions": versions(),
             "random_state": torch.get_rng_state(),
+            "train_means": {name: means[name].item() for name in ("train/accuracy", "train/loss") if name in means},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the random state for the first epoch that is trained."""
-        self.random_state = checkpoint["stn"]["random_state"]
+        """Has the checkpoint name files of its own folder alone: the run may have been moved, or come from anybody."""
+        for callback in self.trainer.checkpoint_callbacks:
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if not state or not isinstance(callback, ModelCheckpoint):
+                continue
+            folder = str(callback.dirpath)
+
+            def here(path: str, folder: str = folder) -> str:
+                return path and os.path.join(folder, os.path.basename(path))  # noqa: PTH118, PTH119
+
+            state["dirpath"] = folder
+            for name in ("best_model_path", "last_model_path", "kth_best_model_path"):
+                state[name] = here(state[name])
+            state["best_k_models"] = {here(path): score for path, score in state["best_k_models"].items()}
 
     def _score(self, batch: tuple[Tensor, Tensor], label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (N, num_classes), targets (N,) and losses (N,). The target of a mixed image is its largest class."""

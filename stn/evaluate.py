@@ -18,9 +18,9 @@ def main() -> None:
     with cli.exit_codes("stn.evaluate"):
         # Here, since --help must not wait for torch.
         from stn.evaluation import evaluate
-        from stn.run import Run
+        from stn.run import Run, allowed_by
 
-        run = Run.open(arguments.run)
+        run = Run.open(arguments.run, allowed_by(arguments.overrides))
         print(f"{run.checkpoint}, epoch {run.epoch}")
         cli.print_table(evaluate(run, run.settings(arguments.overrides)))
 

@@ -8,27 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from stn.config import override
 from stn.errors import InputError
-from stn.run import find_run, load_checkpoint, read_config
+from stn.run import find_run, load_checkpoint, read_config, read_metrics
 
 
-def resumed(where: str, overrides: Sequence[str] = ()) -> tuple[DictConfig, Path]:
+def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> tuple[DictConfig, Path]:
     """The config of an interrupted run, and the checkpoint that holds its state.
 
     where: a run's folder or "latest". overrides: may raise trainer.max_epochs, if the schedule is constant.
+    allow: packages whose classes the config may name, see `Run.open`.
     Raises InputError for a run that cannot go on.
     """
     folder = find_run(where)
     if folder.is_file():  # a checkpoint of the run
         folder = folder.parent.parent
-    config = read_config(folder)
+    config = read_config(folder, allow)
     if config is None:
         raise InputError(f"{folder} has no config.yaml, so it cannot be resumed: give the folder of a run")
     checkpoint, state = last_checkpoint(folder)
-    free = ("resume", "trainer.max_epochs", "hydra.run.dir")
+    free = ("resume", "allow", "trainer.max_epochs", "hydra.run.dir")
     for text in overrides:
         if text.partition("=")[0] not in free:
             raise InputError(
@@ -36,16 +37,20 @@ def resumed(where: str, overrides: Sequence[str] = ()) -> tuple[DictConfig, Path
                 "raised"
             )
     before = config.trainer.max_epochs
-    changed = override(config, [text for text in overrides if text.startswith("trainer.max_epochs=")])
-    if changed.trainer.max_epochs != before and config.optimizer.schedule != "constant":
+    more = [text for text in overrides if text.startswith("trainer.max_epochs=")]
+    changed = override(config, more)
+    is_constant = config.optimizer.schedule == "constant"
+    if changed.trainer.max_epochs != before and not is_constant:
         raise InputError(
             f"trainer.max_epochs={changed.trainer.max_epochs} cannot be set on resuming: the schedule "
             f"{config.optimizer.schedule} ends after {before} epochs; only a constant schedule can be longer"
         )
-    if state["stn"]["epoch"] >= changed.trainer.max_epochs:
+    epoch = state["stn"]["epoch"]
+    # A run that was interrupted in its test goes on too: the test is made then.
+    if "test_accuracy" in read_metrics(folder) and not (more and epoch < changed.trainer.max_epochs):
         raise InputError(
-            f"{folder} is finished after {before} epochs: there is nothing to resume"
-            + (", unless trainer.max_epochs is raised" if config.optimizer.schedule == "constant" else "")
+            f"{folder} is finished after {epoch} epochs: there is nothing to resume"
+            + (", unless trainer.max_epochs is raised" if is_constant else "")
         )
     # What an interrupted epoch wrote to TensorBoard is hidden, because it is trained again.
     for node in changed.logger.values():
@@ -79,12 +84,33 @@ def read_rows(folder: Path, steps: int) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) < steps]
 
 
-def write_rows(rows: Sequence[dict[str, str]], loggers: Sequence[Logger]) -> None:
-    """Has CSV loggers continue after these rows: a new logger deletes the file that it finds."""
+def continue_loggers(loggers: Sequence[Logger], rows: Sequence[dict[str, str]], state: dict[str, Any]) -> None:
+    """Has loggers continue after the checkpoint whose content is `state`, and after these rows of metrics.csv.
+
+    A new CSVLogger deletes the file that it finds. The row of the epoch's means may be missing: it is written after the
+    checkpoint, and the run may have been killed in between.
+    """
+    step = state["global_step"] - 1
+    means = {**state["stn"]["train_means"], "epoch": state["epoch"]}
     for logger in loggers:
         if isinstance(logger, CSVLogger) and rows:
             logger.experiment.metrics = [{key: value for key, value in row.items() if value} for row in rows]
+            if not any(row["step"] == str(step) and row.get("train/loss") for row in rows):
+                logger.log_metrics(means, step)
             logger.save()
+        elif isinstance(logger, TensorBoardLogger) and not has_means(Path(logger.log_dir), step):
+            logger.log_metrics(means, step)
+
+
+def has_means(folder: Path, step: int) -> bool:
+    """Whether TensorBoard's files in a folder have the means of the training metrics at a step."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # takes a second to import
+
+    return any(
+        event.step == step and any(value.tag == "train/loss" for value in event.summary.value)
+        for path in folder.glob("events.out.tfevents.*")
+        for event in EventFileLoader(str(path)).Load()
+    )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -14,10 +13,24 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from stn.build import build_data
+from stn.check import GROUPS, allowed_packages
 from stn.classifier import CHECKPOINT_FORMAT, Classifier
 from stn.config import override, register
 from stn.data.resident import ResidentDataModule
 from stn.errors import InputError
+from stn.untrusted import NETWORK, RUN, check_targets, read_checkpoint, read_json, read_yaml
+
+LARGEST_IMAGE = 2**26  # numbers
+# What every checkpoint of this format holds: part, key and class.
+WRITTEN: tuple[tuple[str, str | None, type], ...] = (
+    ("state_dict", None, dict),
+    ("global_step", None, int),
+    ("hyper_parameters", "classes", list),
+    ("hyper_parameters", "channels", int),
+    ("hyper_parameters", "image_size", int),
+    ("stn", "epoch", int),
+    ("stn", "random_state", torch.Tensor),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +54,15 @@ class Run:
     metrics: dict[str, Any] = field(repr=False)
 
     @classmethod
-    def open(cls, where: str | Path = "latest") -> Run:
+    def open(cls, where: str | Path = "latest", allow: str | Sequence[str] = ()) -> Run:
         """Opens a run's folder, a checkpoint, or "latest": the run in outputs/ that wrote a checkpoint last.
 
         In a folder it takes the checkpoint that was tested, otherwise the best one, otherwise the last one.
+        No code of a file is executed, whoever wrote it: it may only name classes of stn and torch.nn.
+        allow: packages whose classes it may name too, such as "mypackage.". They are imported.
         Raises InputError if there is no checkpoint, or if it cannot be opened.
         """
+        allow = (allow,) if isinstance(allow, str) else allow
         path = find_run(where)
         if path.is_dir():
             folder, checkpoint = path, find_checkpoint(path)
@@ -54,22 +70,14 @@ class Run:
             within_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
             folder, checkpoint = path.parent.parent if within_a_run else path.parent, path
         content = load_checkpoint(checkpoint)
-        try:
-            classifier = Classifier(**content["hyper_parameters"])
-        except (InstantiationException, TypeError) as error:
-            why = " ".join(str(error.__cause__ or error).split())
-            raise InputError(f"{checkpoint} describes a network that cannot be built here ({why})") from error
-        try:
-            classifier.load_state_dict(content["state_dict"])
-        except RuntimeError as error:
-            raise InputError(f"{checkpoint} has weights that do not fit the network it describes") from error
+        classifier = build_network(content, checkpoint, allow)
         classifier.freeze()
         return cls(
             folder=folder,
             checkpoint=checkpoint,
             epoch=content["stn"]["epoch"],
             classifier=classifier,
-            config=read_config(folder) if checkpoint.parent != folder else None,
+            config=read_config(folder, allow) if checkpoint.parent != folder else None,
             metrics=read_metrics(folder) if checkpoint.parent != folder else {},
         )
 
@@ -123,6 +131,12 @@ class Run:
         return data
 
 
+def allowed_by(overrides: Sequence[str]) -> list[str]:
+    """The packages that overrides of the form allow=… name. Raises InputError for other values."""
+    texts = [text for text in overrides if text.startswith("allow=")]
+    return allowed_packages(override(OmegaConf.create({"allow": None}), texts).allow)
+
+
 def find_run(where: str | Path) -> Path:
     """The path of a run's folder or of a checkpoint; "latest" is a folder. Raises InputError if there is none."""
     path = latest() if str(where) == "latest" else Path(where).expanduser()
@@ -159,34 +173,71 @@ def find_checkpoint(folder: Path) -> Path:
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU. Raises InputError for a file that this version cannot open."""
     try:
-        content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content = read_checkpoint(checkpoint)
     except Exception as error:  # zipfile, pickle, torch and the file system have different ones
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{checkpoint} cannot be read, it may be incomplete ({why}): give another checkpoint"
         ) from error
-    if not isinstance(content, dict) or not {"model", "optimizer"} <= content.get("hyper_parameters", {}).keys():
+    settings, written = (content.get(key) if isinstance(content, dict) else None for key in ("hyper_parameters", "stn"))
+    if not isinstance(settings, dict) or not {"model", "optimizer"} <= settings.keys():
         raise InputError(f"{checkpoint} is not a checkpoint of stn.train: give another checkpoint")
-    found = content.get("stn", {}).get("format", 1)
+    found = written.get("format", 1) if isinstance(written, dict) else 1
     if found != CHECKPOINT_FORMAT:
-        when = "an earlier" if found < CHECKPOINT_FORMAT else "a later"
+        when = "an earlier" if isinstance(found, int) and found < CHECKPOINT_FORMAT else "a later"
         raise InputError(
             f"{checkpoint} was written by {when} version of stn (format {found}; this version needs "
             f"{CHECKPOINT_FORMAT}): open it with that version, or train again"
         )
+    for where, key, kind in WRITTEN:
+        part = content.get(where)
+        value = part.get(key) if isinstance(part, dict) and key else part
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(
+                f"{checkpoint} has been changed: {key or where} must be {kind.__name__}: give another checkpoint"
+            )
     return content
 
 
-def read_config(folder: Path) -> DictConfig | None:
-    """The config of a run's folder, None if there is none. Raises InputError for one that cannot be read."""
+def build_network(content: dict[str, Any], checkpoint: Path, allow: Sequence[str] = ()) -> Classifier:
+    """The classifier in the content of a checkpoint. Raises InputError if it may not or cannot be built."""
+    settings, weights = content["hyper_parameters"], content["state_dict"]
+    try:
+        for key in ("model", "optimizer"):
+            check_targets(settings[key], NETWORK, allow)
+        if not all(isinstance(name, str) for name in settings["classes"]):
+            raise ValueError("a class has no name")
+        if not (1 <= settings["channels"] * settings["image_size"] ** 2 <= LARGEST_IMAGE):
+            raise ValueError("its images are too large")
+        with torch.device("meta"):  # takes no memory
+            shapes = {name: tensor.shape for name, tensor in Classifier(**settings).state_dict().items()}
+        if shapes != {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}:
+            raise InputError(f"{checkpoint} has weights that do not fit the network it describes")
+        classifier = Classifier(**settings)
+        classifier.load_state_dict(weights)
+    except InputError as error:
+        raise error if str(checkpoint) in str(error) else InputError(f"{checkpoint}: {error}") from error
+    except (InstantiationException, TypeError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"{checkpoint} describes a network that cannot be built here ({why})") from error
+    return classifier
+
+
+def read_config(folder: Path, allow: Sequence[str] = ()) -> DictConfig | None:
+    """The config of a run's folder, None if there is none. Raises InputError for one that cannot be used."""
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        config = cast(DictConfig, OmegaConf.load(path))
+        config = read_yaml(path)
         config.pop("hydra", None)  # of the command that repeats the run
         OmegaConf.update(config, "folder", str(folder))
         OmegaConf.resolve(config)
+        check_targets(OmegaConf.to_container(config), RUN, allow)
+        if missing := [group for group in GROUPS if group not in config]:
+            raise ValueError(f"it has no key {missing[0]!r}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # of the YAML parser, OmegaConf or the file system
         raise InputError(f"{path} cannot be read as the config of a run ({' '.join(str(error).split())})") from error
     return config
@@ -195,9 +246,9 @@ def read_config(folder: Path) -> DictConfig | None:
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The content of metrics.json, empty if there is none. Raises InputError for a file that cannot be read."""
     path = folder / "metrics.json"
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(read_json(path))
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{path} is not the JSON that a run writes: remove it, or give a checkpoint") from error

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from stn import cli, config
+from stn.check import allowed_packages
 from stn.errors import InputError
 
 # Errors of a run are caught in `launch`, so that a sweep continues. Errors of Hydra, which composes the config and
@@ -37,7 +38,8 @@ def launch(composed: DictConfig) -> Any:
         if composed.resume is not None:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise InputError("resume goes on with a single run: leave out -m")
-            composed, checkpoint = resumed(composed.resume, HydraConfig.get().overrides.task)
+            allow = allowed_packages(composed.allow)
+            composed, checkpoint = resumed(composed.resume, HydraConfig.get().overrides.task, allow)
         return train(composed, checkpoint=checkpoint).get("best_val_accuracy")
     except Exception as error:
         code = cli.report_error("stn.train", error, HydraConfig.get().runtime.output_dir)

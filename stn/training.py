@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -28,7 +29,7 @@ from stn.config import save
 from stn.errors import DivergedError, InputError, user_errors
 from stn.layers import NotFiniteError
 from stn.process import prepare_process
-from stn.resuming import read_rows, write_rows
+from stn.resuming import continue_loggers, read_rows
 from stn.run import load_checkpoint
 
 
@@ -43,7 +44,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
     check(config)
     prepare_process(config)
     folder = Path(config.folder)
-    rows = read_rows(folder, load_checkpoint(checkpoint)["global_step"]) if checkpoint else []
+    state = load_checkpoint(checkpoint) if checkpoint else None
+    rows = read_rows(folder, state["global_step"]) if state else []
     with user_errors("folder"):
         if checkpoint is None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             make_folder(folder, config.overwrite)
@@ -51,9 +53,11 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
     pl.seed_everything(config.seed, verbose=False)
 
     trainer = build_trainer(config, callbacks)
-    write_rows(rows, trainer.loggers)
     data = build_data(config, trainer)
     classifier = build_classifier(config, data)
+    if state:
+        continue_loggers(trainer.loggers, rows, state)
+        classifier.random_state = state["stn"]["random_state"]
     if config.compile:
         classifier.net.compile(mode=config.compile)
     if trainer.is_global_zero:
@@ -66,16 +70,20 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except DivergedError as error:
         diverged = error
+    except Exception as error:
+        if classifier.random_state is None:  # it has trained
+            raise
+        raise InputError(f"{checkpoint} does not hold the state of a run of this config: {error}") from error
     metrics = fit_metrics(trainer, classifier, data.batch_size * trainer.world_size)
     if not trainer.interrupted:
         kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         if kept:
-            epoch = torch.load(kept, mmap=True, weights_only=True)["stn"]["epoch"]
+            epoch = load_checkpoint(Path(kept))["stn"]["epoch"]
             metrics |= {"tested_checkpoint": os.path.relpath(kept, folder), "tested_epoch": epoch}
         else:
             metrics["tested_epoch"] = trainer.current_epoch
         with stop_on_sigterm(), keep_after_ctrl_c(trainer):
-            (test,) = trainer.test(classifier, datamodule=data, ckpt_path=kept, verbose=False)
+            (test,) = trainer.test(classifier, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
             metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
     if trainer.is_global_zero:
         report(folder, classifier, () if trainer.interrupted else trainer.loggers, metrics)
@@ -184,9 +192,19 @@ def fit_metrics(trainer: pl.Trainer, classifier: Classifier, images: int) -> dic
     }
 
 
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file at once, or leaves the one before. Numbers that are not finite become null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
+    part.replace(path)
+
+
 def report(folder: Path, classifier: Classifier, loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
     """Writes metrics.json, prints it as a table, and logs it to TensorBoard with the hyper-parameters."""
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(folder / "metrics.json", metrics)
     print_table(metrics)
     shown = os.path.relpath(folder)
     print(f"everything is in {shown}, the pictures in {shown}/figures")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
+import stn
 from stn.classifier import Classifier
 from stn.data import ShapesDataModule
 from stn.data.resident import ResidentDataModule
@@ -95,7 +96,9 @@ def test_a_checkpoint_loads_with_weights_only_and_scores_alike(tmp_path: Path) -
     path = tmp_path / "run.ckpt"
     runs.save_checkpoint(path)
     torch.load(path, weights_only=True)
-    loaded = Classifier.load_from_checkpoint(path, weights_only=True)
+    with pytest.raises(TypeError, match=r"open a checkpoint by stn.Run.open\(path\)"):
+        Classifier.load_from_checkpoint(path)
+    loaded = stn.Run.open(path).classifier
     images = torch.rand(3, 3, 32, 32)
     assert torch.equal(loaded.eval()(images), module.eval()(images))
     assert dict(loaded.hparams) == dict(module.hparams)

@@ -158,7 +158,7 @@ def fewer(content: dict[str, Any]) -> None:
         (newer, "was written by a later version of stn (format 3; this version needs 2)"),
         (narrow, "best.ckpt has weights that do not fit the network it describes"),
         (fewer, "best.ckpt has weights that do not fit the network it describes"),
-        (unknown, "best.ckpt describes a network that cannot be built here"),
+        (unknown, "best.ckpt: _target_=stn.layers.Wrap is not a part of this version of stn or of torch.nn"),
         (renamed, "only one of the two has 'ell': give data of the same classes"),
         (swapped, "they are in another order: give data of the same classes"),
         (dict.clear, "best.ckpt is not a checkpoint of stn.train: give another checkpoint"),

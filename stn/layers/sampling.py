@@ -1,6 +1,7 @@
 """Reads an image at points (Jaderberg et al. 2015, section 3.3)."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor
 Mode = Literal["nearest", "bilinear", "bicubic"]
 Border = Literal["zeros", "border", "reflection"]
 Padding = Border | Sequence[float]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Turns autocast off on a device that has it. Meta tensors, which are shapes without numbers, have none."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def check_sampling(mode: str, padding: Padding) -> None:

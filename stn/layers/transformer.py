@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn.layers.sampling import Mode, Padding, check_sampling, pixel_centres, sample
+from stn.layers.sampling import Mode, Padding, check_sampling, pixel_centres, sample, without_autocast
 from stn.layers.warps import Affine, Warp, decompose
 
+MOST_LOOKS = 16
+LARGEST_SUPERSAMPLE = 8
 LARGEST_THETA = 1e4  # far beyond any image; larger values may overflow
 
 
@@ -51,8 +53,11 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         check_sampling(mode, padding)
-        if num_looks < 1 or supersample < 1:
-            raise ValueError(f"num_looks and supersample must be 1 or more, not {num_looks} and {supersample}")
+        if not (1 <= num_looks <= MOST_LOOKS and 1 <= supersample <= LARGEST_SUPERSAMPLE):
+            raise ValueError(
+                f"num_looks must lie between 1 and {MOST_LOOKS}, and supersample between 1 and {LARGEST_SUPERSAMPLE}, "
+                f"not {num_looks} and {supersample}"
+            )
         if output_size is not None and (len(output_size) != 2 or min(output_size) < 1):
             raise ValueError(f"output_size must be (height, width), each 1 or more, not {tuple(output_size)}")
         features = getattr(localization, "out_features", None)
@@ -76,7 +81,7 @@ class SpatialTransformer(nn.Module):
     def look(self, image: Tensor) -> Tensor:
         """θ (N, P) of one warp, from a single look at images (N, C, H, W)."""
         features = self.localization(image)
-        with torch.autocast(image.device.type, enabled=False):
+        with without_autocast(image.device):
             return self.head(features.to(self.head.weight.dtype))
 
     def theta(self, image: Tensor) -> Tensor:
@@ -98,7 +103,7 @@ class SpatialTransformer(nn.Module):
         each = self.warp.num_params
         if theta.ndim != 2 or theta.shape[1] % each or theta.shape[1] == 0:
             raise ValueError(f"theta must be (N, {each}) for each look, not {tuple(theta.shape)}")
-        with torch.autocast(theta.device.type, enabled=False):
+        with without_autocast(theta.device):
             # A point that is not finite would make F.grid_sample's gradient read beyond the image's memory on a CPU.
             theta = theta.nan_to_num(0.0).clamp(-LARGEST_THETA, LARGEST_THETA)
             # Each look warps the output of the look before, so the last look's warp acts on output points first.
@@ -108,7 +113,7 @@ class SpatialTransformer(nn.Module):
 
     def to_output(self, theta: Tensor, points: Tensor) -> Tensor:
         """Maps points (M, 2) or (N, M, 2) of the input to the output: (N, M, 2), (x, y) in [-1, 1]."""
-        with torch.autocast(theta.device.type, enabled=False):
+        with without_autocast(theta.device):
             for part in theta.split(self.warp.num_params, dim=1):
                 points = self.warp.invert(part, points.to(theta.dtype))
             return points

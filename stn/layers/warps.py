@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn.layers.homography import Project, project
-from stn.layers.sampling import sample
+from stn.layers.sampling import sample, without_autocast
+
+LARGEST_LATTICE = 32  # control points a side: one for each pixel of a small image
 
 
 class Warp(nn.Module, ABC):
@@ -263,7 +265,7 @@ class Projective(MatrixGroup):
         matrix, points = self.matrix(theta), homogeneous(points)
         if torch.compiler.is_compiling():  # the compiler fuses the plain form itself
             return project(matrix, points, self.horizon).mT
-        with torch.autocast(theta.device.type, enabled=False):
+        with without_autocast(theta.device):
             moved, _ = Project.apply(matrix, points, self.horizon)
         return moved.mT
 
@@ -302,8 +304,10 @@ class LatticeWarp(Warp):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        if size < self.smallest:
-            raise ValueError(f"size must be {self.smallest} or more control points a side, not {size}")
+        if not self.smallest <= size <= LARGEST_LATTICE:
+            raise ValueError(
+                f"size must lie between {self.smallest} and {LARGEST_LATTICE} control points a side, not {size}"
+            )
         self.size, self.num_params = size, 2 * size**2
 
     @abstractmethod
@@ -388,9 +392,9 @@ class Diffeomorphic(Warp):
 
     def __init__(self, size: int = 6, bound: float = 0.5, nodes: int = 33, squarings: int = 6) -> None:
         super().__init__()
-        if bound <= 0 or nodes < 2 or squarings < 1:
+        if bound <= 0 or not 2 <= nodes <= 257 or not 1 <= squarings <= 20:
             raise ValueError(
-                f"bound {bound}, nodes {nodes} and squarings {squarings} must be above 0, 2 or more and 1 or more"
+                f"bound {bound}, nodes {nodes} and squarings {squarings} must be above 0, in [2, 257] and in [1, 20]"
             )
         lattice = BSpline(size)
         self.size, self.num_params = size, lattice.num_params

@@ -318,8 +318,8 @@ def test_a_projective_horizon_in_the_image_gives_finite_gradients() -> None:
         ({"mode": "cubic"}, "mode must be one of nearest, bilinear, bicubic, not 'cubic'"),
         ({"output_size": [0, 8]}, r"output_size must be \(height, width\), each 1 or more, not \(0, 8\)"),
         ({"output_size": [8]}, r"output_size must be \(height, width\), each 1 or more, not \(8,\)"),
-        ({"num_looks": 0}, "num_looks and supersample must be 1 or more, not 0 and 1"),
-        ({"supersample": 0}, "num_looks and supersample must be 1 or more, not 1 and 0"),
+        ({"num_looks": 0}, "num_looks must lie between 1 and 16, and supersample between 1 and 8, not 0 and 1"),
+        ({"supersample": 0}, "num_looks must lie between 1 and 16, and supersample between 1 and 8, not 1 and 0"),
     ],
 )
 def test_options_that_cannot_be_meant_are_named(options: dict[str, object], said: str) -> None:

@@ -357,9 +357,9 @@ def test_other_shapes_are_named(theta: Tensor, points: Tensor, said: str) -> Non
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: ThinPlateSpline(1), "size must be 2 or more control points a side, not 1"),
-        (lambda: BSpline(3), "size must be 4 or more control points a side, not 3"),
-        (lambda: Diffeomorphic(1), "size must be 4 or more control points a side, not 1"),
+        (lambda: ThinPlateSpline(1), "size must lie between 2 and 32 control points a side, not 1"),
+        (lambda: BSpline(3), "size must lie between 4 and 32 control points a side, not 3"),
+        (lambda: Diffeomorphic(1), "size must lie between 4 and 32 control points a side, not 1"),
         (lambda: Diffeomorphic(bound=0), "bound 0, nodes 33 and squarings 6 must be above 0"),
         (lambda: ThinPlateSpline(ridge=-1), "ridge must not be negative, not -1"),
         (lambda: Projective(horizon=0), "horizon must be above 0, not 0"),

@@ -1,0 +1,151 @@
+"""Reads files that may come from anybody. Nothing in them is executed, and sizes are checked before memory is taken.
+
+A run's own config, given to `python -m stn.train`, is code: it may name any class. What opens a finished run, its
+checkpoint or its config.yaml, may name only the classes below, and those of packages that the user allows.
+"""
+
+import inspect
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+from torch import nn
+
+from stn.callbacks import progress_bar
+from stn.errors import InputError
+from stn.optimization import Optimization
+from stn.placement import build_network
+
+# By the module that defines a class, the class that it must derive from. To build one of them can do no harm.
+NETWORK: dict[str, type] = {
+    "stn.layers": nn.Module,
+    "stn.networks": nn.Module,
+    "stn.placement": nn.Module,
+    "torch.nn.modules": nn.Module,
+}
+RUN: dict[str, type] = NETWORK | {
+    "stn.data": pl.LightningDataModule,
+    "stn.callbacks": pl.Callback,
+    "pytorch_lightning.callbacks": pl.Callback,
+    "pytorch_lightning.loggers": Logger,
+    "pytorch_lightning.trainer": pl.Trainer,
+}
+OTHERS = (Optimization, build_network, progress_bar)
+ROOTS = ("stn", "torch", "pytorch_lightning")
+LARGEST_TEXT = 2**20  # bytes of a config.yaml or a metrics.json
+DEEPEST = 20
+MOST_NODES = 1_000_000
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds, on the CPU. Raises an exception, of many classes, for a file that cannot be read."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > size:
+            raise ValueError("it would take more memory than its own size")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for node in nodes(content):
+        if isinstance(node, torch.Tensor) and (
+            node.layout is not torch.strided or node.nbytes > node.untyped_storage().nbytes()
+        ):
+            raise ValueError("it has a tensor that is larger than its data")
+    return content
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """A config with its interpolations resolved. Raises an exception, of many classes, for one that cannot be read."""
+    text = read_text(path)
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):  # aliases of aliases make a config of any size
+            raise ValueError("it has aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
+    config = OmegaConf.create(text)
+    if not isinstance(config, DictConfig):
+        raise ValueError("it is a list")
+    return config
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ValueError or OSError for one that cannot be read."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises ValueError for one that is too large or not a file."""
+    if not path.is_file() or path.stat().st_size > LARGEST_TEXT:
+        raise ValueError(f"it is not a file of at most {LARGEST_TEXT:,} bytes")
+    return path.read_text()
+
+
+def nodes(content: Any) -> Iterator[Any]:
+    """All values within nested dicts and lists. Raises ValueError if there are too many, or nested too deep."""
+    waiting, count = [(content, 0)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST_NODES:
+            raise ValueError(f"it holds more than {MOST_NODES:,} values, or is nested more than {DEEPEST} deep")
+        yield node
+        inner = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+        waiting += [(value, depth + 1) for value in inner]
+
+
+def check_targets(config: Any, classes: dict[str, type], allow: Sequence[str] = ()) -> None:
+    """Checks every `_target_` within a config, nested dicts and lists, before anything is built from it.
+
+    classes: NETWORK or RUN. allow: packages whose classes and functions may be named too, such as "mypackage.".
+    Raises InputError for another one, and ValueError for what no config of a run holds.
+    """
+    for node in nodes(config):
+        if isinstance(node, str) and "${" in node:
+            raise ValueError(f"{node!r} would be evaluated")
+        if not isinstance(node, (dict, list, str, int, float, type(None))):
+            raise ValueError(f"it holds a {type(node).__name__}")
+        for key in node if isinstance(node, dict) else ():
+            if not isinstance(key, str) or (key.startswith("_") and key not in ("_target_", "_partial_")):
+                raise ValueError(f"it has the key {key!r}")
+        if isinstance(node, dict) and "_target_" in node and not is_allowed(node["_target_"], classes, allow):
+            name = str(node["_target_"])[:100]
+            package = name.partition(".")[0]
+            trust = f": if you trust the code of its package, set allow={package}." if package not in ROOTS else ""
+            raise InputError(f"_target_={name} is not a part of this version of stn or of torch.nn{trust}")
+
+
+def is_allowed(name: Any, classes: dict[str, type], allow: Sequence[str]) -> bool:
+    """Whether a dotted name is that of an allowed class or function, also after its re-exports are followed."""
+    packages = [package.removesuffix(".") for package in allow]
+    if not isinstance(name, str) or not within(
+        name, ("stn", "torch.nn", "pytorch_lightning", *packages)
+    ):  # nothing else is even imported
+        return False
+    try:
+        found = get_object(name)
+    except Exception:  # of any module that it imports
+        return False
+    if any(found is other for other in OTHERS):
+        return True
+    module = str(getattr(found, "__module__", ""))
+    if packages and within(module, packages):
+        return True
+    return inspect.isclass(found) and any(
+        within(module, (package,)) and issubclass(found, base) for package, base in classes.items()
+    )
+
+
+def within(name: str, packages: Sequence[str]) -> bool:
+    """Whether a dotted name lies within one of some packages."""
+    return any(f"{name}.".startswith(f"{package}.") for package in packages)
