@@ -21,6 +21,7 @@ TOP_LEVEL_KEYS = (
     "overwrite",
     "resume",
     "allow",
+    "on_divergence",
     "seed",
     "label_smoothing",
     "score_mirrored",
@@ -94,6 +95,8 @@ def _check_values(plain: dict[Any, Any]) -> None:
     allowed_packages(plain["allow"])
     if plain["compile"] not in (None, *COMPILE_MODES):
         raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE_MODES)}")
+    if plain["on_divergence"] not in ("stop", "restart"):
+        raise InputError(f"on_divergence={plain['on_divergence']} must be stop or restart")
     if plain["matmul_precision"] not in MATMUL_PRECISIONS:
         raise InputError(f"matmul_precision={plain['matmul_precision']} must be one of {', '.join(MATMUL_PRECISIONS)}")
     compilers = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]

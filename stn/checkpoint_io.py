@@ -22,6 +22,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
         part = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            for left in target.parent.glob(f".{target.name}.*"):  # by a process that was killed
+                left.unlink()
             with part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()

@@ -66,14 +66,13 @@ class Classifier(pl.LightningModule):
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # predictions, targets and losses not yet in metrics
+        self.restarts = 0  # after divergence, each with half the learning rate
         self.random_state: Tensor | None = None  # of a run that is resumed, until its first epoch starts
 
     @classmethod
     def load_from_checkpoint(cls, *checkpoint: Any, **settings: Any) -> Any:
         """Refused: Lightning's own loading builds whatever the file names, and unpickles what a server sends."""
-        raise TypeError(
-            "open a checkpoint by stn.Run.open(path).classifier, which executes nothing in the file"
-        )
+        raise TypeError("open a checkpoint by stn.Run.open(path).classifier, which executes nothing in the file")
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, num_classes), in float32, of images (N, C, H, W), uint8 or floats in [0, 1]."""
@@ -133,6 +132,10 @@ class Classifier(pl.LightningModule):
         self.val_metrics.update(preds=scores, target=targets, value=losses)
         self._log(self.val_metrics)
 
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self._check_finite(self.val_metrics["loss"].compute())
+
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         scores, targets, losses = self._score(batch)
         self.test_metrics.update(preds=scores, target=targets, value=losses)
@@ -160,11 +163,24 @@ class Classifier(pl.LightningModule):
             "epoch": checkpoint["epoch"] + 1,
             "versions": versions(),
             "random_state": torch.get_rng_state(),
+            "restarts": self.restarts,
             "train_means": {name: means[name].item() for name in ("train/accuracy", "train/loss") if name in means},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Has the checkpoint name files of its own folder alone: the run may have been moved, or come from anybody."""
+        """Changes what a checkpoint says to what holds now.
+
+        It may name files of its own folder alone: the run may have been moved, or come from anybody. Its learning rates
+        are halved once for each restart since.
+        """
+        scale = 0.5 ** (self.restarts - checkpoint["stn"].get("restarts", 0))
+        for optimizer in checkpoint.get("optimizer_states", ()):
+            for group in optimizer["param_groups"]:
+                for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
+                    group[name] *= scale
+        for schedule in checkpoint.get("lr_schedulers", ()):
+            for name in {"base_lrs", "_last_lr"} & schedule.keys():
+                schedule[name] = [rate * scale for rate in schedule[name]]
         for callback in self.trainer.checkpoint_callbacks:
             state = checkpoint.get("callbacks", {}).get(callback.state_key)
             if not state or not isinstance(callback, ModelCheckpoint):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from stn.config import explain
-from stn.errors import DivergedError
+from stn.errors import DivergedError, LostProcessError
 
-FAILED = 1  # a bug, or a training that diverged
+FAILED = 1  # a bug, or a training that broke off
 BAD_INPUT = 2
 INTERRUPTED = 130  # the shell's exit code for a program ended by Ctrl-C
-TERMINATED = 143  # and by SIGTERM
+SIGNALLED = 128  # and, with the signal's number added, by another signal
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end by SIGTERM."""
+    """The process was asked to end: by SIGTERM, which schedulers send, or by SIGHUP, when its terminal is gone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class JobFailedError(Exception):
@@ -33,11 +41,13 @@ class JobFailedError(Exception):
 @contextmanager
 def exit_codes(program: str) -> Iterator[None]:
     """Prints errors, and exits with 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM and 1 for all else."""
+    outlive_readers()
+    raise_on_signals()
     try:
         yield
-    except Terminated:
+    except Terminated as signalled:
         print(f"{program}: terminated", file=sys.stderr)
-        sys.exit(TERMINATED)
+        sys.exit(SIGNALLED + signalled.number)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -47,19 +57,62 @@ def exit_codes(program: str) -> Iterator[None]:
         sys.exit(report_error(program, error))
 
 
+def raise_on_signals() -> None:
+    """Has SIGTERM and SIGHUP end the program as Ctrl-C does, but by `Terminated`. Only the first one counts."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
+        return
+    handled = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handled = [number for number in handled if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup asks
+
+    def end(number: int, frame: object) -> None:
+        for other in handled:
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    for number in handled:
+        signal.signal(number, end)
+
+
+def outlive_readers() -> None:
+    """Has the program go on when nobody reads its output any more, as after `| head -1`, or the disk is full."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+            continue
+        with suppress(OSError):  # replaced by something that is no file, as in a notebook
+            raw = io.BufferedWriter(_Unread(stream))
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True))
+
+
+class _Unread(io.FileIO):
+    """The file under a text stream, of which a part may be lost."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream.fileno(), "w", closefd=False)
+        self.stream = stream  # would close the file if it were collected
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
 def report_error(program: str, error: BaseException, folder: str | Path | None = None) -> int:
     """Prints an error, one sentence or, for a bug, a traceback, and returns the exit code.
 
     folder: error.txt in it gets the error with its traceback.
     """
-    sentence = str(error) if isinstance(error, DivergedError) else explain(error)
+    broke_off = isinstance(error, (DivergedError, LostProcessError))
+    sentence = str(error) if broke_off else explain(error)
     trace = "".join(traceback.format_exception(error))
     text = f"{program}: {sentence}\n" if sentence else trace
     sys.stderr.write(text)
     if folder:
         with suppress(OSError):
             Path(folder, "error.txt").write_text(f"{text}\n{trace}" if sentence else trace)
-    return BAD_INPUT if sentence and not isinstance(error, DivergedError) else FAILED
+    return BAD_INPUT if sentence and not broke_off else FAILED
 
 
 def print_table(values: Mapping[str, Any]) -> None:

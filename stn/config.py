@@ -1,5 +1,6 @@
 """Composes a config as the command line does, changes it, saves it, and explains errors in it."""
 
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -89,7 +90,17 @@ def save(config: DictConfig, path: Path) -> None:
     resolved: Any = OmegaConf.to_container(OmegaConf.merge(config, {"folder": placeholder}), resolve=True)
     resolved["folder"] = "${hydra:runtime.output_dir}"
     resolved["hydra"] = OmegaConf.load(Path(config_folder(), "config.yaml")).hydra  # which names the new folder
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)).replace(placeholder, "${folder}"))
+    write(path, OmegaConf.to_yaml(OmegaConf.create(resolved)).replace(placeholder, "${folder}"))
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file at once, or leaves the one before."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def explain(error: BaseException) -> str | None:

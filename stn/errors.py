@@ -14,6 +14,10 @@ class DivergedError(Exception):
     """Training has diverged; the message says in one sentence when, and what to try."""
 
 
+class LostProcessError(Exception):
+    """A process of a training with several has ended; the message says in one sentence what to do."""
+
+
 @contextmanager
 def user_errors(part: str, *more: type[Exception]) -> Iterator[None]:
     """Turns errors about values, files and devices into an InputError that names `part`, a key of the config.

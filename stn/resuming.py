@@ -52,10 +52,6 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
             f"{folder} is finished after {epoch} epochs: there is nothing to resume"
             + (", unless trainer.max_epochs is raised" if is_constant else "")
         )
-    # What an interrupted epoch wrote to TensorBoard is hidden, because it is trained again.
-    for node in changed.logger.values():
-        if node and node["_target_"].endswith(".TensorBoardLogger"):
-            OmegaConf.update(node, "purge_step", state["global_step"], force_add=True)
     return changed, checkpoint
 
 
@@ -78,6 +74,13 @@ def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
     )
 
 
+def purge_events(config: DictConfig, step: int) -> None:
+    """Has TensorBoard hide what was logged from a step on, because it is trained again."""
+    for node in config.logger.values():
+        if node and node["_target_"].endswith(".TensorBoardLogger"):
+            OmegaConf.update(node, "purge_step", step, force_add=True)
+
+
 def read_rows(folder: Path, steps: int) -> list[dict[str, str]]:
     """The rows of metrics.csv for the first `steps` steps; none if there is no such file."""
     path = folder / "metrics.csv"
@@ -94,7 +97,7 @@ def continue_loggers(loggers: Sequence[Logger], rows: Sequence[dict[str, str]], 
     checkpoint, and the run may have been killed in between.
     """
     step = state["global_step"] - 1
-    means = {**state["stn"]["train_means"], "epoch": state["epoch"]}
+    means = {**state["stn"].get("train_means", {}), "epoch": state["epoch"]}
     for logger in loggers:
         if isinstance(logger, CSVLogger) and rows:
             logger.experiment.metrics = [{key: value for key, value in row.items() if value} for row in rows]

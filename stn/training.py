@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -24,13 +25,15 @@ from stn.build import build_classifier, build_data, build_trainer, read_data
 from stn.callbacks import History
 from stn.check import check
 from stn.classifier import Classifier
-from stn.cli import Terminated, print_table
-from stn.config import save
-from stn.errors import DivergedError, InputError, user_errors
+from stn.cli import print_table
+from stn.config import save, write
+from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.layers import NotFiniteError
 from stn.process import prepare_process
-from stn.resuming import continue_loggers, read_rows
+from stn.resuming import continue_loggers, purge_events, read_rows
 from stn.run import load_checkpoint
+
+RESTARTS = 3  # after divergence, each with half the learning rate
 
 
 def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint: Path | None = None) -> dict[str, Any]:
@@ -38,62 +41,99 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
 
     callbacks: added to those of the config.
     checkpoint: of an interrupted run, which goes on from it, see `resumed`.
-    Returns the content of metrics.json. Raises InputError for a config that cannot be run, and DivergedError. After
-    Ctrl-C it reports the results so far, then raises KeyboardInterrupt.
+    Returns the content of metrics.json. Raises InputError for a config that cannot be run. DivergedError,
+    LostProcessError, and KeyboardInterrupt after Ctrl-C are raised after the results so far are reported.
     """
     check(config)
     prepare_process(config)
     folder = Path(config.folder)
-    state = load_checkpoint(checkpoint) if checkpoint else None
-    rows = read_rows(folder, state["global_step"]) if state else []
     with user_errors("folder"):
-        if checkpoint is None and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            make_folder(folder, config.overwrite)
-        save(config, folder / "config.yaml")
-    pl.seed_everything(config.seed, verbose=False)
+        if rank_of_process() == 0:
+            if checkpoint is None:
+                make_folder(folder, config.overwrite)
+            save(config, folder / "config.yaml")
+    restarts = load_checkpoint(checkpoint)["stn"].get("restarts", 0) if checkpoint else 0
+    while True:
+        trainer, classifier, broke_off = fit(config, callbacks, checkpoint, restarts)
+        if not isinstance(broke_off, DivergedError) or config.on_divergence == "stop" or restarts == RESTARTS:
+            break
+        restarts += 1
+        last = folder / "checkpoints" / "last.ckpt"
+        checkpoint = last if last.exists() else None
+        start = f"epoch {load_checkpoint(last)['stn']['epoch']}" if checkpoint else "the start"
+        print(f"{broke_off}\ngoing back to {start} with half the learning rate ({restarts} of {RESTARTS})")
 
-    trainer = build_trainer(config, callbacks)
-    data = build_data(config, trainer)
-    classifier = build_classifier(config, data)
-    if state:
-        continue_loggers(trainer.loggers, rows, state)
-        classifier.random_state = state["stn"]["random_state"]
-    if config.compile:
-        classifier.net.compile(mode=config.compile)
-    if trainer.is_global_zero:
-        print(f"{os.path.relpath(folder)}: {describe(config, trainer, classifier)}")
-    read_data(data, "fit", "test")
-
-    diverged: DivergedError | None = None
-    try:
-        with stop_on_sigterm(), keep_after_ctrl_c(trainer):
-            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except DivergedError as error:
-        diverged = error
-    except Exception as error:
-        if classifier.random_state is None:  # it has trained
-            raise
-        raise InputError(f"{checkpoint} does not hold the state of a run of this config: {error}") from error
+    data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
     metrics = fit_metrics(trainer, classifier, data.batch_size * trainer.world_size)
-    if not trainer.interrupted:
+    if restarts:
+        metrics["restarts"] = restarts
+    if not broke_off:
         kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         if kept:
             epoch = load_checkpoint(Path(kept))["stn"]["epoch"]
             metrics |= {"tested_checkpoint": os.path.relpath(kept, folder), "tested_epoch": epoch}
         else:
             metrics["tested_epoch"] = trainer.current_epoch
-        with stop_on_sigterm(), keep_after_ctrl_c(trainer):
+        with broken_off(trainer) as found:
             (test,) = trainer.test(classifier, datamodule=data, ckpt_path=kept, weights_only=True, verbose=False)
             metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
+        broke_off = found[0] if found else None
     if trainer.is_global_zero:
-        report(folder, classifier, () if trainer.interrupted else trainer.loggers, metrics)
-    if diverged:
-        raise diverged
-    if trainer.interrupted:
-        if trainer.is_global_zero and (folder / "checkpoints" / "last.ckpt").exists():
+        report(folder, classifier, () if broke_off else trainer.loggers, metrics)
+    if broke_off:
+        can_go_on = not isinstance(broke_off, DivergedError) and (folder / "checkpoints" / "last.ckpt").exists()
+        if trainer.is_global_zero and can_go_on:
             print(f"it goes on with: python -m stn.train resume={os.path.relpath(folder)}")
-        raise Terminated if trainer.received_sigterm else KeyboardInterrupt
+        raise broke_off
     return metrics
+
+
+def fit(
+    config: DictConfig, callbacks: Sequence[pl.Callback], checkpoint: Path | None, restarts: int
+) -> tuple[pl.Trainer, Classifier, BaseException | None]:
+    """Trains from a checkpoint or the start. Returns the trainer, the classifier, and what broke the training off.
+
+    restarts: how often the learning rate was halved after a divergence.
+    """
+    pl.seed_everything(config.seed, verbose=False)
+    state = load_checkpoint(checkpoint) if checkpoint else None
+    config = config.copy()
+    if state is None:
+        config.optimizer.lr *= 0.5**restarts
+    if state or restarts:
+        purge_events(config, state["global_step"] if state else 0)
+    rows = read_rows(Path(config.folder), state["global_step"]) if state else []
+
+    trainer = build_trainer(config, [*callbacks, KeepSigterm()])
+    if config.on_divergence == "restart" and trainer.world_size > 1:
+        raise InputError("on_divergence=restart needs trainer.devices=1: several processes cannot go back together")
+    data = build_data(config, trainer)
+    classifier = build_classifier(config, data)
+    classifier.restarts = restarts
+    if state:
+        continue_loggers(trainer.loggers, rows, state)
+        classifier.random_state = state["stn"]["random_state"]
+    if config.compile:
+        classifier.net.compile(mode=config.compile)
+    if trainer.is_global_zero:
+        print(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
+    read_data(data, "fit", "test")
+    try:
+        with broken_off(trainer) as found:
+            trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:
+        if classifier.random_state is None:  # it has trained
+            raise
+        raise InputError(f"{checkpoint} does not hold the state of a run of this config: {error}") from error
+    return trainer, classifier, found[0] if found else None
+
+
+def rank_of_process() -> int:
+    """The number of this process among those that a launcher has started on all machines; 0 without a launcher."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
 
 
 def make_folder(folder: Path, overwrite: bool) -> None:
@@ -109,42 +149,50 @@ def make_folder(folder: Path, overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-@contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """Has SIGTERM, which schedulers send, end a run as Ctrl-C does, but with `Terminated`."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
-        yield
-        return
+class KeepSigterm(pl.Callback):
+    """Keeps the program's own handler of SIGTERM: Lightning's waits for processes that wait for this one."""
 
-    def stop(*signal_and_frame: Any) -> None:
-        raise Terminated
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # which alone handles signals
+            signal.signal(signal.SIGTERM, self.handler)
+
+    on_train_start = on_validation_start = on_test_start = on_sanity_check_start
 
 
 @contextmanager
-def keep_after_ctrl_c(trainer: pl.Trainer) -> Iterator[None]:
-    """Swallows the SystemExit that Lightning raises after Ctrl-C, so that partial results are reported.
+def broken_off(trainer: pl.Trainer) -> Iterator[list[BaseException]]:
+    """Yields a list, to which what breaks a training off is appended, so that the results so far can be reported.
 
-    Raises InputError for errors that Lightning finds only in training, such as a monitor that nothing logs, and
-    DivergedError for a θ that is not finite.
+    That is KeyboardInterrupt, for which Lightning raises SystemExit; DivergedError, which a θ that is not finite
+    becomes; and LostProcessError. Raises InputError for errors that Lightning finds only in training, such as a monitor
+    that nothing logs.
     """
+    found: list[BaseException] = []
     try:
-        yield
-    except SystemExit:
-        if not trainer.interrupted:
+        yield found
+    except SystemExit as left:
+        if not trainer.interrupted or left.__context__ is None:
             raise
+        found.append(left.__context__)
+    except DivergedError as error:
+        found.append(error)
     except NotFiniteError as error:
-        raise DivergedError(
+        diverged = DivergedError(
             f"training has diverged: in epoch {trainer.current_epoch + 1} a transformer's θ is not finite; try a lower "
             "optimizer.lr or optimizer.localization_lr_scale, or trainer.gradient_clip_val=1.0"
-        ) from error
+        )
+        diverged.__cause__ = error
+        found.append(diverged)
     except (RuntimeError, ValueError) as error:  # Lightning has no class for what is the user's
         sentence = str(error).strip()
+        if trainer.world_size > 1 and re.search("[Cc]onnection (closed|reset)|Broken pipe|NCCL|[Tt]imed out", sentence):
+            lost = LostProcessError("another process of this training has ended; its own error says why")
+            lost.__cause__ = error
+            found.append(lost)
+            return
         if not sentence.startswith(("Early stopping conditioned on metric", "`val_check_interval`")):
             raise
         raise InputError(sentence) from error
@@ -197,9 +245,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n")
-    part.replace(path)
+    write(path, json.dumps(finite, indent=2, allow_nan=False) + "\n")
 
 
 def report(folder: Path, classifier: Classifier, loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_bad_input import refused
 
 import stn
+from stn.checkpoint_io import DurableCheckpointIO
 from stn.config import compose
 from stn.errors import InputError
 from stn.resuming import resumed
@@ -222,3 +223,61 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         train(composed(*TINY, "trainer.max_epochs=4", "callbacks.checkpoint=null"))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["last.ckpt"]
     assert stn.Run.open(tmp_path / "run").epoch == 3
+
+
+class InterruptTest(pl.Callback):
+    """Ctrl-C when all is trained."""
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_run_that_was_interrupted_in_its_test_is_tested(recipe: list[str], tmp_path: Path) -> None:
+    train(compose([*SMALL, *recipe], tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(compose([*SMALL, *recipe], tmp_path / "run"), [InterruptTest()])
+    config, checkpoint = resumed(str(tmp_path / "run"))
+    assert train(config, checkpoint=checkpoint)["test_accuracy"] >= 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    with pytest.raises(InputError, match="is finished after 4 epochs"):
+        resumed(str(tmp_path / "run"))
+
+
+def test_what_a_kill_between_checkpoint_and_log_loses_is_logged_on_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = [*SMALL, *RECIPES["AdamW, dropout"]]
+    train(compose(recipe, tmp_path / "whole"))
+    saving = DurableCheckpointIO.save_checkpoint
+
+    def killed(self: DurableCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        saving(self, checkpoint, path, storage_options)
+        if checkpoint["epoch"] == 1 and Path(path).name == "last.ckpt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(DurableCheckpointIO, "save_checkpoint", killed)
+        train(compose(recipe, tmp_path / "run"))
+    config, checkpoint = resumed(str(tmp_path / "run"))
+    train(config, checkpoint=checkpoint)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(folder: Path, stopped: Path) -> None:
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert str(stopped) in str(state["callbacks"])  # the run was copied here from there
+    content = (stopped / "checkpoints" / "best.ckpt").read_bytes()
+    config, checkpoint = resumed(str(folder))
+    assert train(config, checkpoint=checkpoint)["tested_checkpoint"] == "checkpoints/best.ckpt"
+    assert (stopped / "checkpoints" / "best.ckpt").read_bytes() == content
+
+
+def test_a_state_that_does_not_fit_is_told(folder: Path) -> None:
+    last = folder / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    content["optimizer_states"][0]["param_groups"].pop()
+    torch.save(content, last)
+    config, checkpoint = resumed(str(folder))
+    with pytest.raises(InputError, match=r"last.ckpt does not hold the state of a run of this config"):
+        train(config, checkpoint=checkpoint)
