@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 
 from stn.config import explain
 from stn.errors import DivergedError, LostProcessError
+
+log = logging.getLogger(__name__)
 
 FAILED = 1  # a bug, or a training that broke off
 BAD_INPUT = 2
@@ -113,6 +116,12 @@ def report_error(program: str, error: BaseException, folder: str | Path | None =
         with suppress(OSError):
             Path(folder, "error.txt").write_text(f"{text}\n{trace}" if sentence else trace)
     return BAD_INPUT if sentence and not broke_off else FAILED
+
+
+def say(text: str) -> None:
+    """Prints a text, and keeps it in the run's train.log."""
+    print(text)
+    log.info(text)
 
 
 def print_table(values: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ python -m stn.train resume=latest
 """
 
 import os
-import sys
 from typing import Any
 
 import hydra
@@ -15,37 +14,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stn import cli, config
-from stn.check import allowed_packages
+from stn import cli, config, jobs
 from stn.errors import InputError
 
-# Errors of a run are caught in `launch`, so that a sweep continues. Errors of Hydra, which composes the config and
-# makes the folder, are caught in `main`.
+# Errors of a run are told where it runs, so that a sweep continues. Errors of Hydra, which composes the config and
+# makes the folder, are told in `main`.
 
 
 @hydra.main(version_base="1.3", config_path=config.config_folder(), config_name="config")
 def launch(composed: DictConfig) -> Any:
-    """Runs one job for Hydra. It prints an error at once and saves it in the run's folder.
-
-    Returns the best validation accuracy, which Hydra's optimizing sweepers take as the objective.
-    """
-    try:
-        # Here, since --help and --cfg job must not wait for torch.
-        from stn.resuming import resumed
-        from stn.training import train
-
-        checkpoint = None
-        if composed.resume is not None:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
-                raise InputError("resume goes on with a single run: leave out -m")
-            allow = allowed_packages(composed.allow)
-            composed, checkpoint = resumed(composed.resume, HydraConfig.get().overrides.task, allow)
-        return train(composed, checkpoint=checkpoint).get("best_val_accuracy")
-    except Exception as error:
-        code = cli.report_error("stn.train", error, HydraConfig.get().runtime.output_dir)
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise cli.JobFailedError(code) from error  # the sweep continues
-        sys.exit(code)
+    """Runs one job for Hydra. Returns what its optimizing sweepers take as the objective."""
+    return jobs.run_apart(composed) if HydraConfig.get().mode is RunMode.MULTIRUN else jobs.run(composed)
 
 
 def run_folder(resume: str | None, new: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -25,7 +25,7 @@ from stn.build import build_classifier, build_data, build_trainer, read_data
 from stn.callbacks import History
 from stn.check import check
 from stn.classifier import Classifier
-from stn.cli import print_table
+from stn.cli import print_table, say
 from stn.config import save, write
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.layers import NotFiniteError
@@ -61,7 +61,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
         last = folder / "checkpoints" / "last.ckpt"
         checkpoint = last if last.exists() else None
         start = f"epoch {load_checkpoint(last)['stn']['epoch']}" if checkpoint else "the start"
-        print(f"{broke_off}\ngoing back to {start} with half the learning rate ({restarts} of {RESTARTS})")
+        say(f"{broke_off}\ngoing back to {start} with half the learning rate ({restarts} of {RESTARTS})")
 
     data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
     metrics = fit_metrics(trainer, classifier, data.batch_size * trainer.world_size)
@@ -79,11 +79,11 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
             metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
         broke_off = found[0] if found else None
     if trainer.is_global_zero:
-        report(folder, classifier, () if broke_off else trainer.loggers, metrics)
+        report(folder, config, () if broke_off else trainer.loggers, metrics)
     if broke_off:
         can_go_on = not isinstance(broke_off, DivergedError) and (folder / "checkpoints" / "last.ckpt").exists()
         if trainer.is_global_zero and can_go_on:
-            print(f"it goes on with: python -m stn.train resume={os.path.relpath(folder)}")
+            say(f"it goes on with: python -m stn.train resume={os.path.relpath(folder)}")
         raise broke_off
     return metrics
 
@@ -113,10 +113,12 @@ def fit(
     if state:
         continue_loggers(trainer.loggers, rows, state)
         classifier.random_state = state["stn"]["random_state"]
+    for logger in trainer.loggers:
+        logger.log_hyperparams(settings(config))
     if config.compile:
         classifier.net.compile(mode=config.compile)
     if trainer.is_global_zero:
-        print(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
+        say(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
     read_data(data, "fit", "test")
     try:
         with broken_off(trainer) as found:
@@ -248,18 +250,25 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write(path, json.dumps(finite, indent=2, allow_nan=False) + "\n")
 
 
-def report(folder: Path, classifier: Classifier, loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
+def settings(config: DictConfig) -> dict[str, Any]:
+    """The keys of a config by which runs differ, for loggers."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    left_out = ("folder", "overwrite", "resume", "allow", "callbacks", "logger")
+    return {key: value for key, value in plain.items() if key not in left_out}
+
+
+def report(folder: Path, config: DictConfig, loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
     """Writes metrics.json, prints it as a table, and logs it to TensorBoard with the hyper-parameters."""
     write_json(folder / "metrics.json", metrics)
     print_table(metrics)
     shown = os.path.relpath(folder)
-    print(f"everything is in {shown}, the pictures in {shown}/figures")
+    say(f"everything is in {shown}, the pictures in {shown}/figures")
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             numbers = {f"summary/{name}": value for name, value in metrics.items() if not isinstance(value, str)}
-            logger.log_hyperparams(dict(classifier.hparams), numbers)
+            logger.log_hyperparams(settings(config), numbers)
             logger.save()
             program = "tensorboard"
             if not shutil.which(program):
                 program = os.path.relpath(Path(sys.executable).with_name(program))
-            print(f"the dashboard: {program} --logdir {shown}")
+            say(f"the dashboard: {program} --logdir {shown}")

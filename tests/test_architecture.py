@@ -57,7 +57,8 @@ FLOORS = (
     ["stn.placement", "stn.classifier", "stn.callbacks", "stn.config"],
     ["stn.cli", "stn.checkpoint_io", "stn.build", "stn.untrusted"],
     ["stn.run", "stn.resuming", "stn.training"],
-    ["stn.evaluation", "stn.train", "stn.__main__"],
+    ["stn.evaluation", "stn.jobs", "stn.__main__"],
+    ["stn.train"],
     ["stn.evaluate", "stn.benchmark"],
 )
 

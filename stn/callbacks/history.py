@@ -1,11 +1,14 @@
 """The accuracy and loss of every epoch, and their curve."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 METRICS = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
 
@@ -48,6 +51,8 @@ class History(pl.Callback):
             self.validated = False
             metrics = {name: trainer.callback_metrics[name].item() for name in METRICS}
             self.rows.append({"epoch": self.epochs} | metrics)
+            said = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            log.info("epoch %d, %.1f s: %s", self.epochs, self.seconds, said)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._draw(trainer)

@@ -1,0 +1,78 @@
+"""Runs a job of Hydra: in this process, or, in a sweep, in a process of its own."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log, setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from stn import cli, config
+from stn.check import allowed_packages
+from stn.errors import InputError
+
+
+def run(composed: DictConfig) -> Any:
+    """Trains here. Prints an error at once, saves it in the run's folder, and exits.
+
+    Returns the best validation accuracy, which Hydra's optimizing sweepers take as the objective.
+    """
+    try:
+        # Here, since --help and --cfg job must not wait for torch.
+        from stn.resuming import resumed
+        from stn.training import train
+
+        checkpoint = None
+        if composed.resume is not None:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise InputError("resume goes on with a single run: leave out -m")
+            allow = allowed_packages(composed.allow)
+            composed, checkpoint = resumed(composed.resume, HydraConfig.get().overrides.task, allow)
+        return train(composed, checkpoint=checkpoint).get("best_val_accuracy")
+    except Exception as error:
+        sys.exit(cli.report_error("stn.train", error, HydraConfig.get().runtime.output_dir))
+
+
+def run_apart(composed: DictConfig) -> Any:
+    """As `run`, in a process of its own: whatever ends it, and whatever it leaves behind, does not touch the others.
+
+    Raises JobFailedError, after which a sweep continues.
+    """
+    # A server that has imported everything forks the processes, since importing takes seconds.
+    context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    if sys.platform == "linux":
+        context.set_forkserver_preload(["stn.training"])
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    process = context.Process(target=_run_here, args=(composed, HydraConfig.instance().cfg))
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt as interruption:
+        if isinstance(interruption, cli.Terminated):
+            process.terminate()  # Ctrl-C reaches it by itself
+        process.join()
+        raise
+    code = process.exitcode or 0
+    if code:
+        died = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        print(f"stn.train: the job in {os.path.relpath(folder)} {died}", file=sys.stderr)
+        raise cli.JobFailedError(code if code > 0 else cli.FAILED)
+    with suppress(OSError, ValueError):
+        return json.loads((folder / "metrics.json").read_text()).get("best_val_accuracy")
+
+
+def _run_here(composed: DictConfig, hydra_config: Any) -> None:
+    """In the new process: what Hydra has prepared in the other one, then the job."""
+    setup_globals()
+    config.register()
+    HydraConfig.instance().cfg = hydra_config
+    configure_log(hydra_config.hydra.job_logging, hydra_config.hydra.verbose)
+    with cli.exit_codes("stn.train"):
+        run(composed)
