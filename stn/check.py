@@ -49,6 +49,29 @@ SET_BY_PROGRAM = {
 }
 
 
+# Keys that do nothing, by the key and the values under which they do nothing.
+WITHOUT_EFFECT = (
+    (("model.localization", "model/localization"), "model.placement", ("none", "features", "shared")),
+    (("model.warp", "model/warp", "model.transformer"), "model.placement", ("none",)),
+    (("callbacks.warps", "callbacks.theta"), "model.placement", ("none",)),
+    (("optimizer.warmup",), "optimizer.schedule", ("constant", "cosine")),
+    (("optimizer.momentum", "optimizer.nesterov"), "optimizer.algorithm", ("adamw",)),
+    (("data.val_fraction", "data.split_seed"), "data.validate_on", ("test",)),
+)
+
+
+def check_effects(config: DictConfig, overrides: Iterable[str]) -> None:
+    """Raises InputError for an override of a key that does nothing in this config."""
+    for text in overrides:
+        name = text.lstrip("+~").partition("=")[0]
+        for keys, other, values in WITHOUT_EFFECT:
+            value = OmegaConf.select(config, other)
+            if value in values and any(name == key or name.startswith(f"{key}.") for key in keys):
+                raise InputError(f"{text} does nothing with {other}={value}: leave out one of the two")
+        if name == "trainer.log_every_n_steps" and not any(config.logger.values()):
+            raise InputError(f"{text} does nothing without a logger: leave it out, or set logger=csv")
+
+
 def check(config: DictConfig) -> None:
     """Checks every key of a config against the signature of its `_target_`.
 

@@ -118,6 +118,12 @@ def report_error(program: str, error: BaseException, folder: str | Path | None =
     return BAD_INPUT if sentence and not broke_off else FAILED
 
 
+def rank() -> int:
+    """The number of this process among those that torchrun, SLURM or Lightning started on all machines, otherwise 0."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
+
+
 def say(text: str) -> None:
     """Prints a text, and keeps it in the run's train.log."""
     print(text)

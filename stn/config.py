@@ -97,6 +97,7 @@ def write(path: Path, text: str) -> None:
     """Writes a text file at once, or leaves the one before."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text)
         part.replace(path)
     finally:

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from stn import cli, config
-from stn.check import allowed_packages
+from stn.check import allowed_packages, check_effects
 from stn.errors import InputError
 
 
@@ -29,12 +29,14 @@ def run(composed: DictConfig) -> Any:
         from stn.resuming import resumed
         from stn.training import train
 
-        checkpoint = None
+        checkpoint, overrides = None, HydraConfig.get().overrides.task
+        is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
         if composed.resume is not None:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
+            if is_sweep:
                 raise InputError("resume goes on with a single run: leave out -m")
-            allow = allowed_packages(composed.allow)
-            composed, checkpoint = resumed(composed.resume, HydraConfig.get().overrides.task, allow)
+            composed, checkpoint = resumed(composed.resume, overrides, allowed_packages(composed.allow))
+        elif not is_sweep:  # which may combine a key with values of others under which it does nothing
+            check_effects(composed, overrides)
         return train(composed, checkpoint=checkpoint).get("best_val_accuracy")
     except Exception as error:
         sys.exit(cli.report_error("stn.train", error, HydraConfig.get().runtime.output_dir))

@@ -2,10 +2,14 @@
 
 import ctypes
 import logging
+import threading
+import time
 import warnings
 from contextlib import suppress
+from typing import Any
 
 import torch
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from omegaconf import DictConfig
 
 
@@ -14,6 +18,20 @@ def prepare_process(config: DictConfig) -> None:
     silence_lightning()
     tune_malloc()
     torch.set_float32_matmul_precision(config.matmul_precision)
+    threading.excepthook = report_unless_tensorboard
+    _ChildProcessObserver._terminate_all = wait_and_terminate  # type: ignore[assignment,method-assign]
+
+
+def report_unless_tensorboard(error: threading.ExceptHookArgs) -> None:
+    """Reports what ended a thread, unless it is TensorBoard's, which raises it in the main thread too."""
+    if not type(error.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(error)
+
+
+def wait_and_terminate(observer: _ChildProcessObserver, terminate: Any = _ChildProcessObserver._terminate_all) -> None:
+    """Lets this process end in order when one that it started has ended. Lightning would kill it at once."""
+    time.sleep(20)
+    terminate(observer)
 
 
 def tune_malloc() -> None:

@@ -6,7 +6,10 @@ python -m stn.train -m model=lenet,wide seed=1,2
 python -m stn.train resume=latest
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from typing import Any
 
 import hydra
@@ -28,12 +31,19 @@ def launch(composed: DictConfig) -> Any:
 
 
 def run_folder(resume: str | None, new: str) -> str:
-    """The folder of the run that is resumed, or a new one."""
-    if resume is None:
-        return new
-    from stn.run import find_run
+    """The folder of the run that is resumed, or a new one.
 
-    return str(find_run(resume))
+    Of several processes that a launcher started, the first one makes it. The others, which write nothing, get one that
+    is temporary.
+    """
+    if resume is not None:
+        from stn.run import find_run
+
+        return str(find_run(resume))
+    if cli.rank() > 0:
+        new = tempfile.mkdtemp(prefix="stn-process-")
+        atexit.register(shutil.rmtree, new, ignore_errors=True)
+    return new
 
 
 def main() -> None:

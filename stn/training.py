@@ -17,6 +17,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -25,7 +27,7 @@ from stn.build import build_classifier, build_data, build_trainer, read_data
 from stn.callbacks import History
 from stn.check import check
 from stn.classifier import Classifier
-from stn.cli import print_table, say
+from stn.cli import print_table, rank, say
 from stn.config import save, write
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.layers import NotFiniteError
@@ -47,8 +49,39 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
     check(config)
     prepare_process(config)
     folder = Path(config.folder)
+    with hold(folder):
+        return train_in(folder, config, callbacks, checkpoint)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in a folder. Raises InputError if one does."""
+    if rank() > 0 or sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
     with user_errors("folder"):
-        if rank_of_process() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"another process is training in {folder}: wait for it, or take another folder") from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def train_in(
+    folder: Path, config: DictConfig, callbacks: Sequence[pl.Callback], checkpoint: Path | None
+) -> dict[str, Any]:
+    """As `train`, in a folder where no other process trains."""
+    with user_errors("folder"):
+        if rank() == 0:
             if checkpoint is None:
                 make_folder(folder, config.overwrite)
             save(config, folder / "config.yaml")
@@ -69,6 +102,9 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
         metrics["restarts"] = restarts
     if not broke_off:
         kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        if kept and not Path(kept).exists():
+            say(f"{kept} has been removed: the last weights are tested instead")
+            kept = None
         if kept:
             epoch = load_checkpoint(Path(kept))["stn"]["epoch"]
             metrics |= {"tested_checkpoint": os.path.relpath(kept, folder), "tested_epoch": epoch}
@@ -107,6 +143,8 @@ def fit(
     trainer = build_trainer(config, [*callbacks, KeepSigterm()])
     if config.on_divergence == "restart" and trainer.world_size > 1:
         raise InputError("on_divergence=restart needs trainer.devices=1: several processes cannot go back together")
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        raise InputError(f"a job of a sweep trains in one process, not {trainer.world_size}: set trainer.devices=1")
     data = build_data(config, trainer)
     classifier = build_classifier(config, data)
     classifier.restarts = restarts
@@ -130,12 +168,6 @@ def fit(
             raise
         raise InputError(f"{checkpoint} does not hold the state of a run of this config: {error}") from error
     return trainer, classifier, found[0] if found else None
-
-
-def rank_of_process() -> int:
-    """The number of this process among those that a launcher has started on all machines; 0 without a launcher."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
 
 
 def make_folder(folder: Path, overwrite: bool) -> None:
@@ -198,6 +230,10 @@ def broken_off(trainer: pl.Trainer) -> Iterator[list[BaseException]]:
         if not sentence.startswith(("Early stopping conditioned on metric", "`val_check_interval`")):
             raise
         raise InputError(sentence) from error
+    except OSError as error:
+        if not error.filename or Path(trainer.default_root_dir) not in Path(os.fsdecode(error.filename)).parents:
+            raise
+        raise InputError(f"the run's folder cannot be written any more: {error}") from error
     except MisconfigurationException as error:
         sentence = str(error).partition(" HINT")[0]  # the hints are for authors of a LightningModule
         raise InputError(sentence) from error

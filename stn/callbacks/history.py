@@ -8,6 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 from matplotlib.figure import Figure
 
+from stn.callbacks.pictures import drawing
+
 log = logging.getLogger(__name__)
 
 METRICS = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
@@ -55,10 +57,12 @@ class History(pl.Callback):
             log.info("epoch %d, %.1f s: %s", self.epochs, self.seconds, said)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._draw(trainer)
+        with drawing("the curve of the accuracy"):
+            self._draw(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._draw(trainer)
+        with drawing("the curve of the accuracy"):
+            self._draw(trainer)
 
     def _draw(self, trainer: pl.Trainer) -> None:
         if not self.rows or not trainer.is_global_zero:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from stn.callbacks.pictures import drawing
 from stn.data.resident import ResidentDataModule
 from stn.layers import SpatialTransformer, thetas, transformers
 
@@ -60,15 +61,19 @@ class WarpGallery(pl.Callback):
         with trainer.precision_plugin.forward_context():
             found = thetas(network, pl_module.get_submodule("normalization")(self.originals))
         for name, transformer in transformers(network).items():
-            picture = draw(transformer, found[name], self.originals, self.names, f"{name}, epoch {epoch}")
-            path = self.folder / "warps" / f"{name}_epoch_{epoch:03d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path)
-            self.frames.setdefault(name, []).append(path)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    shown = np.asarray(picture)
-                    logger.experiment.add_image(f"warps/{name}", shown, trainer.global_step - 1, dataformats="HWC")
+            with drawing(f"what {name} reads in epoch {epoch}"):
+                self._draw(trainer, name, transformer, found[name], epoch)
+
+    def _draw(self, trainer: pl.Trainer, name: str, transformer: SpatialTransformer, theta: Tensor, epoch: int) -> None:
+        picture = draw(transformer, theta, self.originals, self.names, f"{name}, epoch {epoch}")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                shown = np.asarray(picture)
+                logger.experiment.add_image(f"warps/{name}", shown, trainer.global_step - 1, dataformats="HWC")
+        path = self.folder / "warps" / f"{name}_epoch_{epoch:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+        self.frames.setdefault(name, []).append(path)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._animate()
@@ -78,11 +83,13 @@ class WarpGallery(pl.Callback):
 
     def _animate(self) -> None:
         for name, paths in self.frames.items():
-            first, *rest = [Image.open(path).quantize(128) for path in paths]
-            # The last frame stays for a second.
-            times = [200] * len(rest) + [1000]
-            path = self.folder / f"warps_{name}.gif"
-            first.save(path, save_all=True, append_images=rest, duration=times, loop=0)
+            with drawing(f"the animation of {name}"):
+                frames = [Image.open(path).quantize(128) for path in paths if path.exists()]
+                # The last frame stays for a second.
+                times = [200] * (len(frames) - 1) + [1000]
+                path = self.folder / f"warps_{name}.gif"
+                if frames:
+                    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
 
 
 def spread_over_classes(labels: Tensor, count: int) -> Tensor:

@@ -1,0 +1,218 @@
+"""Whatever happens to a run, what it had is kept, and one sentence says what happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import ROOT, TINY, Command, environment, started
+from omegaconf import DictConfig
+
+import stn
+from stn.errors import InputError
+from stn.training import train
+
+QUIET = ["callbacks.progress=null", "callbacks.summary=null", "optimizer=plain_sgd"]
+RUN = [*TINY, *QUIET, "hydra.run.dir=run"]
+IMPORTABLE = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+
+
+class Fault(pl.Callback):
+    """Sends a signal to its own process, or removes a folder, in a phase of the run."""
+
+    def __init__(self, phase: str, number: int | None = None, removes: str | None = None) -> None:
+        def fault(*anything: Any, **more: Any) -> None:
+            if removes:
+                shutil.rmtree(removes, ignore_errors=True)
+            if number:
+                os.kill(os.getpid(), number)
+                time.sleep(0.05)  # until it is delivered
+
+        setattr(self, phase, fault)
+
+
+def fault(phase: str, **what: Any) -> list[str]:
+    return [
+        "+callbacks.fault._target_=test_faults.Fault",
+        f"+callbacks.fault.phase={phase}",
+        *(f"+callbacks.fault.{key}={value}" for key, value in what.items()),
+    ]
+
+
+PHASES = ["setup", "on_fit_start", "on_train_start", "on_train_batch_end", "on_validation_start", "on_train_epoch_end"]
+PHASES += ["on_save_checkpoint", "on_fit_end", "on_test_batch_end", "on_test_end"]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_ends_every_phase_in_order(name: str, phase: str, command: Command, tmp_path: Path) -> None:
+    number = signal.Signals[name]
+    found = command(*RUN, *fault(phase, number=int(number)), variables=IMPORTABLE)
+    assert found.returncode == 128 + number, found.stderr
+    assert "Traceback" not in found.stderr and found.stderr.count("stn.train: ") == 1, found.stderr
+    assert found.stderr.endswith(f"stn.train: {'interrupted' if name == 'SIGINT' else 'terminated'}\n")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["parameters"] > 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert ("it goes on with: python -m stn.train resume=run" in found.stdout) == last.exists()
+    if last.exists():
+        torch.load(last, weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_before_anything_is_there(name: str, tmp_path: Path) -> None:
+    """While Python still imports."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "stn.train", *RUN],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(1.5)
+    program.send_signal(signal.Signals[name])
+    _, errors = program.communicate(timeout=60)
+    assert program.returncode in (128 + signal.Signals[name], -signal.Signals[name]), errors
+    assert "Traceback" not in errors, errors
+
+
+def test_nohup_is_respected(command: Command, tmp_path: Path) -> None:
+    script = "import signal, runpy, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    script += "sys.argv = ['train', *sys.argv[1:]]; runpy.run_module('stn.train', run_name='__main__')"
+    settings = [*RUN, *fault("on_train_start", number=int(signal.SIGHUP)), "callbacks.warps=null"]
+    variables = environment() | IMPORTABLE
+    done = subprocess.run([sys.executable, "-c", script, *settings], cwd=tmp_path, env=variables, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "test_accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("output", ["a closed pipe", "a full disk", "nothing"])
+def test_a_run_does_not_need_its_output(output: str, tmp_path: Path) -> None:
+    line = f"{sys.executable} -m stn.train {' '.join(RUN)} callbacks.warps=null "
+    line += {"a closed pipe": "2>&1 | true", "a full disk": "> /dev/full 2>&1", "nothing": ">&- 2>&-"}[output]
+    subprocess.run(line, shell=True, cwd=tmp_path, env=environment(), check=False)
+    assert "test_accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("removed", ["run/figures", "run/checkpoints"])
+@pytest.mark.parametrize("phase", ["on_train_epoch_start", "on_train_epoch_end", "on_fit_end"])
+def test_a_folder_that_is_removed_does_not_end_a_run(
+    phase: str, removed: str, command: Command, tmp_path: Path
+) -> None:
+    found = command(*RUN, *fault(phase, removes=removed), variables=IMPORTABLE)
+    assert found.returncode == 0 and "Traceback" not in found.stderr, found.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["epochs"] == 2 and "test_accuracy" in metrics
+
+
+@pytest.mark.parametrize("phase", ["on_train_batch_end", "on_fit_end"])
+def test_a_run_whose_folder_vanishes_says_so(phase: str, command: Command) -> None:
+    found = command(*RUN, *fault(phase, removes="run"), variables=IMPORTABLE)
+    assert "Traceback" not in found.stderr, found.stderr
+    if found.returncode:
+        assert found.returncode == 2
+        assert found.stderr.startswith("stn.train: the run's folder cannot be written any more: "), found.stderr
+
+
+def test_a_picture_that_cannot_be_saved_does_not_end_a_run(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "figures").touch()  # a file in the place of the folder
+    found = command(*RUN)
+    assert found.returncode == 0 and "could not be drawn" in found.stdout + found.stderr, found.stderr
+    assert "test_accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_a_job_that_dies_does_not_take_the_sweep_along(command: Command, tmp_path: Path) -> None:
+    kill = fault("on_train_start", number="9,0")
+    found = command("-m", *TINY, *QUIET, *kill, "hydra.sweep.dir=sweep", variables=IMPORTABLE)
+    assert found.returncode == 1
+    assert "stn.train: the job in sweep/0 was ended by SIGKILL\n" in found.stderr and "Traceback" not in found.stderr
+    assert "test_accuracy" in json.loads((tmp_path / "sweep" / "1" / "metrics.json").read_text())
+
+
+def test_a_sweep_that_is_terminated_ends_its_job_in_order(tmp_path: Path) -> None:
+    endless = ("-m", *TINY, *QUIET, "trainer.max_epochs=100000", "seed=1,2", "hydra.sweep.dir=sweep")
+    program = started(tmp_path, "train", endless)
+    patience = time.monotonic() + 120
+    while not (tmp_path / "sweep" / "0" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < patience:
+        time.sleep(0.1)
+    program.terminate()
+    program.join(60)
+    assert program.exitcode == 143, (tmp_path / ".stderr").read_text()
+    assert "epochs" in json.loads((tmp_path / "sweep" / "0" / "metrics.json").read_text())
+    assert not (tmp_path / "sweep" / "1").exists()
+
+
+def test_two_runs_do_not_share_a_folder(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    class Second(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            with pytest.raises(InputError, match="another process is training in"):
+                train(composed(*TINY, *QUIET, "overwrite=true"))
+
+    assert train(composed(*TINY, *QUIET), [Second()])["epochs"] == 2
+
+
+def test_a_clock_that_jumps_changes_no_figure(
+    composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [2e9]
+
+    def jumping() -> float:
+        now[0] -= 1e5
+        return now[0]
+
+    monkeypatch.setattr(time, "time", jumping)
+    started_at = time.monotonic()
+    metrics = train(composed(*TINY, *QUIET))
+    assert 0 < metrics["seconds"] < time.monotonic() - started_at
+    assert stn.Run.open(tmp_path / "run").epoch == metrics["tested_epoch"]
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_process_that_ends_ends_the_others(name: str, command: Command, tmp_path: Path) -> None:
+    number = int(signal.Signals[name])
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=10"]
+    tiny = [setting for setting in TINY if not setting.startswith(("trainer=", "data.batch_size"))]
+    kill = ["+callbacks.fault._target_=test_faults.Second", f"+callbacks.fault.number={number}"]
+    begun = time.monotonic()
+    found = command(*tiny, *QUIET, *two, *kill, "hydra.run.dir=run", variables=IMPORTABLE)
+    assert time.monotonic() - begun < 90
+    assert found.returncode == 1 and "Traceback" not in found.stderr, found.stderr
+    assert "stn.train: another process of this training has ended; its own error says why\n" in found.stderr
+    assert "it goes on with: python -m stn.train resume=run" in found.stdout
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 1
+
+
+class Second(pl.Callback):
+    """Ends the second process in the second epoch."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *step: Any) -> None:
+        if trainer.global_rank == 1 and trainer.current_epoch == 1:
+            os.kill(os.getpid(), self.number)
+            time.sleep(0.05)
+
+
+def test_a_launcher_starts_one_run(tmp_path: Path) -> None:
+    """Every process of torchrun has the same config, and one of them writes."""
+    tiny = [setting for setting in TINY if not setting.startswith(("trainer=", "data.batch_size"))]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=10"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "stn.train"]
+    found = subprocess.run(
+        [*launch, *tiny, *QUIET, *two], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert found.stdout.count("everything is in") == 1
+    assert json.loads((folder / "metrics.json").read_text())["epochs"] == 2
