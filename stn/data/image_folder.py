@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.datasets.folder import find_classes
 
 from stn.data.decoding import MODES, NAMED, decode_files, extensions
+from stn.data.image_cache import fingerprint, keep, recall
 from stn.data.resident import ResidentDataModule
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ class ImageFolderDataModule(ResidentDataModule):
 
     channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted. With 1 and 3,
         transparent pixels become mid-grey.
+    cache: a folder for the decoded images, up to 1 GiB for each set and 4 GiB in all; None for none. The next run takes
+        them from there, unless a file, the size, the channels or the decoder have changed. The files that were not used
+        for longest are removed; the folder may be emptied at any time.
     follow_links: whether links that lead out of `root` are followed.
     Nothing is written to `root`. Images of another size are resized to `image_size`, whatever their shape; the log says
     how many. It also says which files are no images, by their extension; hidden files and folders are left out.
@@ -29,8 +33,9 @@ class ImageFolderDataModule(ResidentDataModule):
     a file that cannot be read as an image, or more images than fit into memory; each names the path.
     """
 
-    def __init__(self, root: str = "data", follow_links: bool = False, **common: Any) -> None:
+    def __init__(self, root: str = "data", cache: str | None = None, follow_links: bool = False, **common: Any) -> None:
         self.root = Path(root)
+        self.cache = Path(os.path.expanduser(cache)) if cache else None  # noqa: PTH111
         self.follow_links = follow_links
         # train/ may be missing: a test needs only test/.
         first = next((split for split in ("train", "test") if (self.root / split).is_dir()), "train")
@@ -64,14 +69,21 @@ class ImageFolderDataModule(ResidentDataModule):
             names = ", ".join([*map(repr, others[:NAMED]), *["…"] * (len(others) > NAMED)])
             are = "files are no images" if len(others) > 1 else "file is no image"
             log.warning("%s: %d %s: %s", folder, len(others), are, names)
-        return self._images(folder, list(files)), torch.tensor(labels)
+        return self._images(folder, files), torch.tensor(labels)
 
-    def _images(self, folder: Path, files: list[str]) -> Tensor:
-        """The images of files, uint8 (N, C, H, W), resized."""
+    def _images(self, folder: Path, files: dict[str, os.stat_result]) -> Tensor:
+        """The images of files, uint8 (N, C, H, W), as an earlier run kept them or decoded now."""
         side = self.image_size
-        images, resized = decode_files(files, self.channels, side)
+        name = fingerprint(folder, files, self.channels, side)
+        if self.cache:
+            kept = recall(self.cache, name, (len(files), self.channels, side, side))
+            if kept is not None:
+                return kept
+        images, resized = decode_files(list(files), self.channels, side)
         if resized:
             log.warning("%s: %d of %d images resized to %d x %d", folder, resized, len(files), side, side)
+        if self.cache:
+            keep(images, self.cache, name)
         return images
 
 
