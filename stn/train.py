@@ -60,6 +60,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     config.register()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    sys.argv[1:] = [config.expand_home(text) for text in sys.argv[1:]]
     with cli.exit_codes("stn.train"):
         try:
             launch()

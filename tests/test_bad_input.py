@@ -162,6 +162,12 @@ def test_a_pipe_among_the_images_is_named(command: Command, tree: Path) -> None:
     refused(command(*FOLDER, *QUICK), "images/train/red/x.png is named as an image, but it is no regular file")
 
 
+def test_the_home_folder_is_understood(command: Command, tree: Path) -> None:
+    arguments = [text.replace("=images", "=~/images") for text in FOLDER]
+    found = command(*arguments, *QUICK, "hydra.run.dir=run", variables={"HOME": str(tree.parent)})
+    assert found.returncode == 0, found.stderr
+
+
 def test_test_classes_that_are_not_the_training_classes(command: Command, tree: Path) -> None:
     (tree / "test" / "green").rename(tree / "test" / "blue")
     refused(command(*FOLDER, *QUICK), "the classes of images/test are not those of images/train", "'blue'")

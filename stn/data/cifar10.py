@@ -1,5 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009), as torchvision reads and downloads it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class CIFAR10DataModule(ResidentDataModule):
 
     def __init__(self, root: str = "data", **common: Any) -> None:
         super().__init__(**common)
-        self.root = Path(root)
+        self.root = Path(os.path.expanduser(root))  # noqa: PTH111 (Path's raises an error for ~name)
 
     def prepare_data(self) -> None:
         """Downloads the files if they are missing. Raises OSError if it cannot; the message says where to put them."""

@@ -34,7 +34,7 @@ class ImageFolderDataModule(ResidentDataModule):
     """
 
     def __init__(self, root: str = "data", cache: str | None = None, follow_links: bool = False, **common: Any) -> None:
-        self.root = Path(root)
+        self.root = Path(os.path.expanduser(root))  # noqa: PTH111 (Path's raises an error for ~name)
         self.cache = Path(os.path.expanduser(cache)) if cache else None  # noqa: PTH111
         self.follow_links = follow_links
         # train/ may be missing: a test needs only test/.

@@ -211,6 +211,11 @@ def test_two_folders_that_link_to_each_other_are_read_once(root: Path) -> None:
     assert torch.equal(data(root).read(train=True)[1].bincount(), torch.tensor([16, 16]))
 
 
+def test_the_home_folder_is_understood(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(data(Path("~", root.name)).read(train=True)[1]) == 16
+
+
 def test_a_file_that_vanishes_before_it_is_decoded_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode_files = image_folder.decode_files
 
