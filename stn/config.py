@@ -1,6 +1,7 @@
 """Composes a config as the command line does, changes it, saves it, and explains errors in it."""
 
 import os
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -48,9 +49,10 @@ def compose(overrides: Sequence[str] = (), folder: str | Path | None = None) -> 
     Raises InputError for overrides that do not compose.
     """
     register()
+    overrides = [expand_home(text) for text in overrides]
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
         try:
-            config = hydra.compose("config", list(overrides))
+            config = hydra.compose("config", overrides)
         except Exception as error:
             sentence = explain(error)
             if sentence is None:
@@ -61,6 +63,12 @@ def compose(overrides: Sequence[str] = (), folder: str | Path | None = None) -> 
     return config
 
 
+def expand_home(text: str) -> str:
+    """Replaces the ~ in key=~/folder. No shell does that after a =, and Hydra's grammar has no ~ in values."""
+    key, equals, value = text.partition("=")
+    return key + equals + re.sub(r"(?<![^,[])~(?=/|,|$)", lambda _: str(Path.home()), value)
+
+
 def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Copies a composed config and changes some keys. Each override is key=value, or +key=value for a new key.
 
@@ -69,7 +77,7 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     changed = config.copy()
     OmegaConf.set_struct(changed, True)
     try:
-        for parsed in OverridesParser.create().parse_overrides(list(overrides)):
+        for parsed in OverridesParser.create().parse_overrides([expand_home(text) for text in overrides]):
             key = parsed.key_or_group
             if parsed.is_delete() or parsed.is_sweep_override():
                 raise InputError(f"{parsed.input_line!r} is not allowed for a finished run: write key=value")

@@ -9,6 +9,7 @@ python -m stn.train resume=latest
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -51,6 +52,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     config.register()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    words = [config.expand_home(text) for text in sys.argv[1:]]
+    sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
     with cli.exit_codes("stn.train"):
         try:
             launch()

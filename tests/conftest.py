@@ -42,6 +42,11 @@ def one_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_file_in_the_users_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["STN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def environment() -> dict[str, str]:
     """The user's environment with this checkout importable from anywhere."""
     return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}

@@ -1,5 +1,6 @@
 """What is wrong with the input is said in one sentence, with exit code 2, by the command as a user types it."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -154,6 +155,17 @@ def test_a_truncated_image_is_named(command: Command, tree: Path) -> None:
     path = tree / "test" / "red" / "3.png"
     path.write_bytes(path.read_bytes()[:50])
     refused(command(*FOLDER, *QUICK), "images/test/red/3.png is not a readable image")
+
+
+def test_a_pipe_among_the_images_is_named(command: Command, tree: Path) -> None:
+    os.mkfifo(tree / "train" / "red" / "x.png")
+    refused(command(*FOLDER, *QUICK), "images/train/red/x.png is named as an image, but it is no regular file")
+
+
+def test_the_home_folder_is_understood(command: Command, tree: Path) -> None:
+    arguments = [text.replace("=images", "=~/images") for text in FOLDER]
+    found = command(*arguments, *QUICK, "hydra.run.dir=run", variables={"HOME": str(tree.parent)})
+    assert found.returncode == 0, found.stderr
 
 
 def test_test_classes_that_are_not_the_training_classes(command: Command, tree: Path) -> None:

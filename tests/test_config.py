@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from stn.build import build_classifier, build_data, build_trainer
 from stn.check import arguments_of, check
 from stn.classifier import Classifier
-from stn.config import compose, config_folder, explain, fastest_precision, override
+from stn.config import compose, config_folder, expand_home, explain, fastest_precision, override
 from stn.errors import InputError
 from stn.layers import transformers
 from stn.placement import Placement
@@ -281,6 +281,28 @@ def test_changes_that_cannot_be_meant_are_named(text: str, said: str, composed: 
     with pytest.raises(InputError) as caught:
         override(composed(), [text])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "at_home"),
+    [
+        ("data.root=~", "data.root=/home/me"),
+        ("data.root=~/images,~/more", "data.root=/home/me/images,/home/me/more"),
+        ("+data.roots=[~/a,b]", "+data.roots=[/home/me/a,b]"),
+        ("data.root=a~/b", "data.root=a~/b"),
+        ("~data.root=~x", "~data.root=~x"),
+    ],
+)
+def test_the_home_folder_is_understood_in_a_value(text: str, at_home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_home(text) == at_home
+
+
+def test_the_home_folder_is_understood_in_every_override(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = composed("data=image_folder", "data.root=~/images")
+    assert config.data.root == "/home/me/images"
+    assert override(config, ["data.root=~/others"]).data.root == "/home/me/others"
 
 
 def test_a_config_without_a_folder_has_a_new_one() -> None:

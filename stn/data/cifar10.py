@@ -1,9 +1,12 @@
 """CIFAR-10 (Krizhevsky 2009), as torchvision reads and downloads it."""
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
@@ -17,7 +20,7 @@ class CIFAR10DataModule(ResidentDataModule):
 
     def __init__(self, root: str = "data", **common: Any) -> None:
         super().__init__(**common)
-        self.root = Path(root)
+        self.root = Path(os.path.expanduser(root))  # noqa: PTH111 (Path's raises an error for ~name)
 
     def prepare_data(self) -> None:
         """Downloads the files if they are missing. Raises OSError if it cannot; the message says where to put them."""
@@ -25,8 +28,13 @@ class CIFAR10DataModule(ResidentDataModule):
             return
         if self.root.is_file():
             raise NotADirectoryError(f"data.root={self.root} is a file, not a folder")
+        with contextlib.suppress(RuntimeError):  # raised if it is not there
+            CIFAR10(self.root, train=True)
+            return
         try:
-            CIFAR10(self.root, train=True, download=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / ".download.lock"):  # of several processes one downloads
+                CIFAR10(self.root, train=True, download=True)
         except (OSError, RuntimeError) as error:
             raise OSError(
                 f"CIFAR-10 is not in {self.root.resolve()} and could not be downloaded ({error}): put the folder "

@@ -1,42 +1,42 @@
 """Any tree of images, one folder for each class: the user's own, or CIFAR-10 as files."""
 
 import contextlib
-import hashlib
 import logging
 import os
-import sys
-from functools import partial
+import stat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import find_classes
 
+from stn.data.decoding import MODES, NAMED, decode_files, extensions
+from stn.data.image_cache import fingerprint, keep, one_reader, recall
 from stn.data.resident import ResidentDataModule
 
 log = logging.getLogger(__name__)
 
-LARGEST_KEPT = 2**30  # bytes
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # PIL's names
-
 
 class ImageFolderDataModule(ResidentDataModule):
-    """Images from `root`/train/<class>/... and `root`/test/<class>/..., in the formats that torchvision takes.
+    """Images from `root`/train/<class>/... and `root`/test/<class>/..., in the formats that PIL decodes.
 
-    channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted.
-    Images of another size are resized to `image_size`, whatever their shape; the log says how many. The decoded
-    images, up to 1 GiB, are kept in `root` as .train-<fingerprint>.pt and .test-<fingerprint>.pt. The next run takes
-    them, unless a file, the size or the channels have changed.
+    channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted. With 1 and 3,
+        transparent pixels become mid-grey.
+    cache: a folder for the decoded images, up to 1 GiB for each set and 4 GiB in all; None for none. The next run takes
+        them from there, unless a file, the size, the channels or the decoder have changed. The files that were not used
+        for longest are removed; the folder may be emptied at any time.
+    follow_links: whether links that lead out of `root` are followed.
+    Nothing is written to `root`. Images of another size are resized to `image_size`, whatever their shape; the log says
+    how many. It also says which files are no images, by their extension; hidden files and folders are left out.
     Raises OSError for a missing folder, and ValueError for an empty class, classes that differ between train and test,
-    or a file that cannot be read as an image; each names the path.
+    a file that cannot be read as an image, or more images than fit into memory; each names the path.
     """
 
-    def __init__(self, root: str = "data", **common: Any) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str = "data", cache: str | None = None, follow_links: bool = False, **common: Any) -> None:
+        self.root = Path(os.path.expanduser(root))  # noqa: PTH111 (Path's raises an error for ~name)
+        self.cache = Path(os.path.expanduser(cache)) if cache else None  # noqa: PTH111
+        self.follow_links = follow_links
         # train/ may be missing: a test needs only test/.
         first = next((split for split in ("train", "test") if (self.root / split).is_dir()), "train")
         self.classes = class_folders(self.root / first)
@@ -51,104 +51,40 @@ class ImageFolderDataModule(ResidentDataModule):
             raise ValueError(
                 f"the classes of {folder} are not those of {self.root / 'train'}: only one of the two has {odd[0]!r}"
             )
-        index = {name: label for label, name in enumerate(self.classes)}
-        found = make_dataset(folder, index, is_valid_file=is_image, allow_empty=True)
-        empty = set(index.values()) - {label for _, label in found}
-        if empty:
-            raise ValueError(
-                f"the class folder {folder / self.classes[min(empty)]} is empty: it must hold images "
-                f"({' '.join(IMG_EXTENSIONS)})"
-            )
-        return self._images(folder, [path for path, _ in found]), torch.tensor([label for _, label in found])
+        allowed = None if self.follow_links else os.path.realpath(self.root)
+        check_link(str(folder), allowed)
+        files: dict[str, os.stat_result] = {}
+        labels: list[int] = []
+        others: list[str] = []
+        for label, name in enumerate(self.classes):
+            found, more = image_files(str(folder / name), allowed)
+            if not found:
+                raise ValueError(
+                    f"the class folder {folder / name} is empty: it must hold images, such as .jpg, .png, .tif or .gif"
+                )
+            files |= found
+            labels += [label] * len(found)
+            others += more
+        if others:
+            names = ", ".join([*map(repr, others[:NAMED]), *["…"] * (len(others) > NAMED)])
+            are = "files are no images" if len(others) > 1 else "file is no image"
+            log.warning("%s: %d %s: %s", folder, len(others), are, names)
+        return self._images(folder, files), torch.tensor(labels)
 
-    def _images(self, folder: Path, paths: list[str]) -> Tensor:
+    def _images(self, folder: Path, files: dict[str, os.stat_result]) -> Tensor:
         """The images of files, uint8 (N, C, H, W), as an earlier run kept them or decoded now."""
-        mode = MODES[self.channels]
-        kept = self.root / f".{folder.name}-{fingerprint(folder, paths, mode, self.image_size)}.pt"
-        with contextlib.suppress(OSError):
-            found: Tensor = torch.load(kept, weights_only=True)
-            return found
-        read, resized = decode_files(paths, mode, self.image_size)
-        if resized:
-            side = self.image_size
-            log.warning("%s: %d of %d images resized to %d x %d", folder, resized, len(paths), side, side)
-        images = torch.from_numpy(read).permute(0, 3, 1, 2).contiguous()
-        if images.nbytes < LARGEST_KEPT:
-            keep(images, kept)
+        side = self.image_size
+        name = fingerprint(folder, files, self.channels, side)
+        with one_reader(self.cache, name) if self.cache else contextlib.nullcontext():
+            kept = recall(self.cache, name, (len(files), self.channels, side, side)) if self.cache else None
+            if kept is not None:
+                return kept
+            images, resized = decode_files(list(files), self.channels, side)
+            if resized:
+                log.warning("%s: %d of %d images resized to %d x %d", folder, resized, len(files), side, side)
+            if self.cache:
+                keep(images, self.cache, name)
         return images
-
-
-def decode_files(paths: list[str], mode: str, side: int) -> tuple[np.ndarray, int]:
-    """Decodes files with a process for each core: uint8 (N, side, side, C), and how many were resized.
-
-    Without fork, this process decodes them: with small images, threads spend their time waiting for each other.
-    A DataLoader ends quietly on Ctrl-C, unlike a pool of processes.
-    Raises ValueError for a file that is not a readable image.
-    """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
-    loader: DataLoader[str] = DataLoader(
-        paths,  # type: ignore[arg-type]  # a list is a dataset: it has items and a length
-        batch_size=max(1, min(100, len(paths) // (4 * cores or 1))),
-        num_workers=cores,
-        multiprocessing_context="fork" if cores else None,
-        collate_fn=partial(decode_chunk, mode, side),
-        generator=torch.Generator(),  # the default one is the run's, which must not depend on decoding
-    )
-    parts = []
-    for part in loader:
-        if isinstance(part, ValueError):
-            raise part
-        parts.append(part)
-    images, resized = zip(*parts, strict=True)
-    return np.concatenate(images), sum(resized)
-
-
-def decode_chunk(mode: str, side: int, paths: list[str]) -> tuple[np.ndarray, int] | ValueError:
-    """Decodes some files in this process. Returns an error instead of raising it, which would print a traceback."""
-    try:
-        images, resized = zip(*(decode(mode, side, path) for path in paths), strict=True)
-    except ValueError as error:
-        return error
-    return np.stack(images), sum(resized)
-
-
-def decode(mode: str, side: int, path: str) -> tuple[np.ndarray, bool]:
-    """The image of a file, uint8 (side, side, C), and whether it was resized. Raises ValueError if it is no image."""
-    try:
-        with Image.open(path) as file:
-            # PIL's own conversion clips all values above 255.
-            is_16_bit = file.mode.startswith("I;16")
-            image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if is_16_bit else file
-            image = image.convert(mode)
-    except Exception as error:  # each of PIL's decoders has its own
-        raise ValueError(f"{path} is not a readable image: {error}") from error
-    resized = image.size != (side, side)
-    if resized:
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(side, side, -1), resized
-
-
-def fingerprint(folder: Path, paths: list[str], mode: str, image_size: int) -> str:
-    """A name for the decoded images; it changes when a file is added, removed, renamed or written."""
-    digest = hashlib.sha256(f"{mode} {image_size}\n".encode())
-    for path in paths:
-        status = os.stat(path)  # noqa: PTH116 (60,000 Path objects take a second)
-        digest.update(f"{path.removeprefix(str(folder))} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def keep(images: Tensor, path: Path) -> None:
-    """Saves decoded images for the next run and deletes earlier ones. Does nothing in a read-only folder."""
-    split = path.name.partition("-")[0]
-    part = path.with_suffix(f".{os.getpid()}")
-    with contextlib.suppress(OSError, RuntimeError):  # torch.save raises either
-        torch.save(images, part)
-        part.replace(path)  # never a half-written file
-        for old in path.parent.glob(f"{split}-*.pt"):
-            if old != path:
-                old.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        part.unlink(missing_ok=True)
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -163,6 +99,50 @@ def class_folders(folder: Path) -> list[str]:
     raise ValueError(f"{folder} has no class folders: it must hold <class>/<image>")
 
 
-def is_image(path: str) -> bool:
-    """Whether a file counts as an image: by its extension, unless it is hidden."""
-    return path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith(".")  # noqa: PTH119
+def image_files(folder: str, allowed: str | None) -> tuple[dict[str, os.stat_result], list[str]]:
+    """The images in a folder and its subfolders with their status, in order, and the names of the other files.
+
+    A subfolder to which several links lead counts once. allowed: see `check_link`.
+    Raises ValueError for an image that is no regular file, and OSError for what cannot be read.
+    """
+    check_link(folder, allowed)
+    images: dict[str, os.stat_result] = {}
+    others: list[str] = []
+    left = [folder]
+    seen = {os.path.realpath(folder)}
+    while left:
+        with os.scandir(left.pop()) as entries:
+            visible = sorted(
+                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
+            )
+        for entry in visible:
+            is_image = entry.name.lower().endswith(extensions())
+            if not is_image and not entry.is_dir():
+                others.append(entry.name)
+                continue
+            if entry.is_symlink():
+                check_link(entry.path, allowed)
+            status = entry.stat()
+            if not is_image:
+                where = os.path.realpath(entry.path)
+                if where not in seen:
+                    seen.add(where)
+                    left.append(entry.path)
+            elif stat.S_ISREG(status.st_mode):
+                images[entry.path] = status
+            else:
+                raise ValueError(f"{entry.path} is named as an image, but it is no regular file: remove or rename it")
+    return {path: images[path] for path in sorted(images, key=os.path.split)}, sorted(others)
+
+
+def check_link(path: str, allowed: str | None) -> None:
+    """Raises ValueError if a path is a link to a folder that it lies in, to nothing, or out of the folder `allowed`."""
+    if not os.path.islink(path):  # noqa: PTH114 (60,000 Path objects take a second)
+        return
+    target = Path(os.path.realpath(path))
+    if not target.exists():
+        raise ValueError(f"{path} is a link that leads nowhere: remove it")
+    if Path(os.path.realpath(os.path.dirname(path))).is_relative_to(target):  # noqa: PTH120
+        raise ValueError(f"{path} is a link to a folder that it lies in: remove it")
+    if allowed and not target.is_relative_to(allowed):
+        raise ValueError(f"{path} is a link out of data.root, to {target}: set data.follow_links=true to follow it")

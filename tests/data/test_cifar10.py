@@ -38,6 +38,14 @@ def test_reads_torchvisions_files(root: Path) -> None:
     assert list(data.classes) == published.CIFAR10(root).classes
 
 
+def test_the_home_folder_is_understood(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    data = CIFAR10DataModule(root=f"~/{root.name}", batch_size=4)
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.images["train"]) + len(data.images["val"]) == 60
+
+
 def test_without_files_and_network_it_says_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise OSError("no route to host")

@@ -1,5 +1,7 @@
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,36 +58,6 @@ def test_decoding_leaves_the_runs_random_numbers_alone(root: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_was_decoded_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = data(root).read(train=True)
-    decoded: list[str] = []
-    decoding = image_folder.decode_files
-    monkeypatch.setattr(
-        image_folder, "decode_files", lambda paths, *how: decoded.extend(paths) or decoding(paths, *how)
-    )
-    again = data(root).read(train=True)
-    assert not decoded and torch.equal(again[0], before[0]) and torch.equal(again[1], before[1])
-    write(root / "train" / "ant" / "03.png", 250)
-    changed, _ = data(root).read(train=True)
-    assert len(decoded) == 16 and (changed[3, 0] == 250).all()
-    data(root, image_size=16).read(train=True)
-    assert len(decoded) == 32 and len(list(root.glob(".train-*.pt"))) == 1
-
-
-@pytest.mark.parametrize("error", [OSError("no space left on device"), RuntimeError("file cannot be opened")])
-def test_where_nothing_can_be_kept_it_is_decoded_each_time(
-    error: Exception, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(images: torch.Tensor, path: Path) -> None:
-        path.write_bytes(b"half of it")
-        raise error
-
-    monkeypatch.setattr(torch, "save", full)
-    for _ in range(2):
-        assert data(root).read(train=True)[0].shape == (16, 3, 32, 32)
-    assert not list(root.glob(".train*"))
-
-
 def test_other_sizes_are_resized_with_a_note(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(root / "train" / "ant" / "00.png", 9, size=(50, 70))
     with caplog.at_level(logging.INFO):
@@ -101,13 +73,6 @@ def test_pixels_are_pils(root: Path) -> None:
     module.read(train=True)
     images, _ = module.read(train=False)
     assert np.array_equal(images[3].permute(1, 2, 0).numpy(), noise)
-
-
-def test_sixteen_bits_become_eight(root: Path) -> None:
-    ramp = np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64
-    Image.fromarray(ramp).save(root / "train" / "ant" / "00.png")
-    images, _ = data(root).read(train=True)
-    assert np.array_equal(images[0, 1].numpy(), ramp // 256)
 
 
 def test_an_image_too_large_to_be_meant_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +134,98 @@ def test_a_root_that_is_not_such_a_tree_is_named(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match="has no class folders"):
         data(tmp_path)
+
+
+def test_every_format_counts_and_other_files_are_told_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for ending in ("gif", "jp2", "tga", "ico", "PCX"):
+        write(root / "train" / "ant" / f"image.{ending}", 50)
+    for name in ("labels.csv", "notes.txt", "ant.h5"):
+        (root / "train" / "ant" / name).write_text("no image")
+    (root / "train" / "bee" / "more").mkdir()
+    (root / "train" / "bee" / "more" / "README").write_text("no image")
+    with caplog.at_level(logging.INFO):
+        images, _ = data(root).read(train=True)
+    assert len(images) == 21
+    assert caplog.text.count("no image") == 1
+    assert f"{root / 'train'}: 4 files are no images: 'ant.h5', 'labels.csv', 'notes.txt', 'README'" in caplog.text
+
+
+def test_hidden_folders_are_left_out(root: Path) -> None:
+    write(root / "train" / "ant" / ".ipynb_checkpoints" / "00.png", 1)
+    assert len(data(root).read(train=True)[1]) == 16
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_an_image_that_is_no_regular_file_is_named(make: Callable[[Path], None], root: Path) -> None:
+    path = root / "train" / "bee" / "x.png"
+    make(path)
+    with pytest.raises(ValueError, match=f"{path} is named as an image, but it is no regular file: remove or rename"):
+        data(root, follow_links=True).read(train=True)
+
+
+@pytest.mark.parametrize("where", ["train/ant/x.png", "train/ant/more", "train/cat", "train"])
+def test_links_out_of_the_root_are_followed_if_asked(where: str, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    write(outside / "cat" / "0.png", 200)
+    link = root / where
+    if where == "train":
+        (root / "train").rename(outside / "train")
+    target = {"train/ant/x.png": outside / "cat" / "0.png", "train": outside / "train"}.get(where, outside / "cat")
+    link.symlink_to(target)
+    with pytest.raises(ValueError, match=f"{link} is a link out of data.root, to {target}: set data.follow_links=true"):
+        data(root).read(train=True)
+    images, labels = data(root, follow_links=True).read(train=True)
+    assert len(images) == len(labels) == (16 if where == "train" else 17)
+    assert int((images[:, 0] == 200).all(dim=(1, 2)).sum()) == (where != "train")
+
+
+def test_links_within_the_root_are_followed(root: Path, tmp_path: Path) -> None:
+    (root / "train" / "ant" / "x.png").symlink_to(root / "test" / "bee" / "00.png")
+    (root / "train" / "ant" / "more").symlink_to("../../test/ant")
+    (root / "train" / "ant" / "once").symlink_to("../../test/ant")
+    (root / "train" / "wasp").symlink_to("bee")
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(root)
+    assert torch.equal(data(link).read(train=True)[1].bincount(), torch.tensor([12, 8, 8]))
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "said"),
+    [
+        ("train/ant/x.png", "x.png", "leads nowhere"),
+        ("train/ant/x.png", "absent.png", "leads nowhere"),
+        ("train/ant/round", ".", "to a folder that it lies in"),
+        ("train/ant/round", "../../train", "to a folder that it lies in"),
+        ("train/ant/round", "/", "to a folder that it lies in"),
+    ],
+)
+def test_links_in_circles_and_to_nothing_are_named(link: str, target: str, said: str, root: Path) -> None:
+    (root / link).symlink_to(target)
+    with pytest.raises(ValueError, match=f"{root / link} is a link .*{said}: remove it"):
+        data(root, follow_links=True).read(train=True)
+
+
+def test_two_folders_that_link_to_each_other_are_read_once(root: Path) -> None:
+    (root / "train" / "ant" / "other").symlink_to("../bee")
+    (root / "train" / "bee" / "other").symlink_to("../ant")
+    assert torch.equal(data(root).read(train=True)[1].bincount(), torch.tensor([16, 16]))
+
+
+def test_the_home_folder_is_understood(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(data(Path("~", root.name)).read(train=True)[1]) == 16
+
+
+def test_a_file_that_vanishes_before_it_is_decoded_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode_files = image_folder.decode_files
+
+    def late(paths: list[str], *how: int) -> tuple[torch.Tensor, int]:
+        (root / "train" / "ant" / "03.png").unlink()
+        return decode_files(paths, *how)
+
+    monkeypatch.setattr(image_folder, "decode_files", late)
+    with pytest.raises(ValueError, match=r"ant/03.png is not a readable image: No such file or directory$"):
+        data(root).read(train=True)
 
 
 CIFAR10_JPEG = Path(__file__).resolve().parents[2] / "data" / "cifar10-jpeg"
