@@ -2,10 +2,13 @@
 
 import ctypes
 import logging
+import os
 import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +23,33 @@ def prepare_process(config: DictConfig) -> None:
     torch.set_float32_matmul_precision(config.matmul_precision)
     threading.excepthook = report_unless_tensorboard
     _ChildProcessObserver._terminate_all = wait_and_terminate  # type: ignore[assignment,method-assign]
+
+
+class LockedError(Exception):
+    """Another process holds a folder."""
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Makes a folder and holds it, until the end of the block or of the process. Raises LockedError unless `wait`.
+
+    Where there are no locks, or the folder cannot be made, nothing is held.
+    """
+    handle = -1
+    try:
+        with suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise LockedError(str(folder)) from error
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
 
 
 def report_unless_tensorboard(error: threading.ExceptHookArgs) -> None:

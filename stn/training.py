@@ -31,7 +31,7 @@ from stn.cli import print_table, rank, say
 from stn.config import save, write
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.layers import NotFiniteError
-from stn.process import prepare_process
+from stn.process import LockedError, locked, prepare_process
 from stn.resuming import continue_loggers, purge_events, read_rows
 from stn.run import load_checkpoint
 
@@ -49,31 +49,13 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
     check(config)
     prepare_process(config)
     folder = Path(config.folder)
-    with hold(folder):
+    if rank() > 0:  # the first process holds the folder
         return train_in(folder, config, callbacks, checkpoint)
-
-
-@contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training in a folder. Raises InputError if one does."""
-    if rank() > 0 or sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with user_errors("folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        with locked(folder, wait=False):
+            return train_in(folder, config, callbacks, checkpoint)
+    except LockedError as error:
         raise InputError(f"another process is training in {folder}: wait for it, or take another folder") from error
-    except OSError:  # a file system without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def train_in(

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
 from stn.data.resident import ResidentDataModule
+from stn.process import locked
 
 
 class CIFAR10DataModule(ResidentDataModule):
@@ -32,8 +32,7 @@ class CIFAR10DataModule(ResidentDataModule):
             CIFAR10(self.root, train=True)
             return
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / ".download.lock"):  # of several processes one downloads
+            with locked(self.root):  # of several processes one downloads
                 CIFAR10(self.root, train=True, download=True)
         except (OSError, RuntimeError) as error:
             raise OSError(

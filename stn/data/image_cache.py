@@ -5,12 +5,10 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import PIL
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -80,19 +78,6 @@ def keep(images: Tensor, cache: Path, name: str) -> None:
     except (OSError, RuntimeError) as error:  # torch.save raises either
         why = str(error).partition("\n")[0]
         log.warning("the decoded images cannot be kept in %s (%s): set another data.cache, or null", cache, why)
-
-
-@contextlib.contextmanager
-def one_reader(cache: Path, name: str) -> Iterator[None]:
-    """Has the other processes that read the same images wait: one decodes them, the others recall them."""
-    lock = FileLock(cache / f"{PREFIX}{name}.lock")
-    with contextlib.suppress(OSError):  # a folder that cannot be written: each decodes for itself
-        cache.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def trim(cache: Path) -> None:

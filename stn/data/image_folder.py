@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision.datasets.folder import find_classes
 
 from stn.data.decoding import MODES, NAMED, decode_files, extensions
-from stn.data.image_cache import fingerprint, keep, one_reader, recall
+from stn.data.image_cache import fingerprint, keep, recall
 from stn.data.resident import ResidentDataModule
+from stn.process import locked
 
 log = logging.getLogger(__name__)
 
@@ -75,15 +76,23 @@ class ImageFolderDataModule(ResidentDataModule):
         """The images of files, uint8 (N, C, H, W), as an earlier run kept them or decoded now."""
         side = self.image_size
         name = fingerprint(folder, files, self.channels, side)
-        with one_reader(self.cache, name) if self.cache else contextlib.nullcontext():
-            kept = recall(self.cache, name, (len(files), self.channels, side, side)) if self.cache else None
-            if kept is not None:
-                return kept
-            images, resized = decode_files(list(files), self.channels, side)
-            if resized:
-                log.warning("%s: %d of %d images resized to %d x %d", folder, resized, len(files), side, side)
-            if self.cache:
-                keep(images, self.cache, name)
+        shape = (len(files), self.channels, side, side)
+        if self.cache is None:
+            return self._decode(folder, files)
+        kept = recall(self.cache, name, shape)
+        if kept is None:
+            with locked(self.cache):  # of several processes one decodes, and the others take what it keeps
+                kept = recall(self.cache, name, shape)
+                if kept is None:
+                    kept = self._decode(folder, files)
+                    keep(kept, self.cache, name)
+        return kept
+
+    def _decode(self, folder: Path, files: dict[str, os.stat_result]) -> Tensor:
+        side = self.image_size
+        images, resized = decode_files(list(files), self.channels, side)
+        if resized:
+            log.warning("%s: %d of %d images resized to %d x %d", folder, resized, len(files), side, side)
         return images
 
 
