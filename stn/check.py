@@ -186,6 +186,8 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
         target = get_method(node["_target_"])
     except Exception as error:
         raise InputError(f"{path}._target_={node['_target_']} cannot be imported: {error}") from error
+    if not isinstance(node.get("_partial_", False), bool):
+        raise InputError(f"{path}._partial_={node['_partial_']} must be true or false")
     arguments, open_ended = arguments_of(target)
     given = SET_BY_PROGRAM.get(path.partition(".")[0], {})
     if not node.get("_partial_"):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -119,7 +120,11 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, InputError):
             return str(link)
         link = link.__cause__
-    if "Config group override must be" in str(error):  # a ValueError of Hydra
+    # A ValueError of Hydra, or a TypeError of its own code for a list.
+    raised = traceback.extract_tb(error.__traceback__)
+    if "Config group override must be" in str(error) or (
+        isinstance(error, TypeError) and "/hydra/" in (raised[-1].filename if raised else "")
+    ):
         return "a group needs the name of one of its choices, for example logger=none, not null or a number"
     if not isinstance(error, (HydraException, OmegaConfBaseException)) or isinstance(error, InstantiationException):
         return None

@@ -32,6 +32,7 @@ from stn.config import save, write
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.layers import NotFiniteError
 from stn.process import LockedError, locked, prepare_process
+from stn.provenance import provenance
 from stn.resuming import continue_loggers, purge_events, read_rows
 from stn.run import load_checkpoint
 
@@ -138,6 +139,8 @@ def fit(
     if config.compile:
         classifier.net.compile(mode=config.compile)
     if trainer.is_global_zero:
+        if state is None:
+            write_json(Path(config.folder, "environment.json"), provenance(trainer.strategy.root_device))
         say(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
     read_data(data, "fit", "test")
     try:
@@ -159,7 +162,14 @@ def make_folder(folder: Path, overwrite: bool) -> None:
             raise InputError(f"{folder} holds a run already: go on with it by resume={folder}, or set overwrite=true")
         for name in ("checkpoints", "figures"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for pattern in ("config.yaml", "metrics.*", "hparams.yaml", "error.txt", "events.out.tfevents.*"):
+        for pattern in (
+            "config.yaml",
+            "environment.json",
+            "metrics.*",
+            "hparams.yaml",
+            "error.txt",
+            "events.out.tfevents.*",
+        ):
             for path in folder.glob(pattern):
                 path.unlink()
     folder.mkdir(parents=True, exist_ok=True)

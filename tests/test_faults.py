@@ -52,8 +52,13 @@ PHASES = ["setup", "on_fit_start", "on_train_start", "on_train_batch_end", "on_v
 PHASES += ["on_save_checkpoint", "on_fit_end", "on_test_batch_end", "on_test_end"]
 
 
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize(
+    ("name", "phase"),
+    [
+        *(("SIGTERM", phase) for phase in PHASES),
+        *((name, phase) for name in ("SIGHUP", "SIGINT") for phase in ("on_fit_start", "on_train_batch_end")),
+    ],
+)
 def test_a_signal_ends_every_phase_in_order(name: str, phase: str, command: Command, tmp_path: Path) -> None:
     number = signal.Signals[name]
     found = command(*RUN, *fault(phase, number=int(number)), variables=IMPORTABLE)
@@ -205,9 +210,15 @@ class Second(pl.Callback):
 
 
 def test_a_launcher_starts_one_run(tmp_path: Path) -> None:
-    """Every process of torchrun has the same config, and one of them writes."""
-    tiny = [setting for setting in TINY if not setting.startswith(("trainer=", "data.batch_size"))]
-    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=10"]
+    """Every process of torchrun has the same config, and one of them writes. One validation image is enough for two."""
+    tiny = [value for value in TINY if not value.startswith(("trainer=", "data.batch_size", "data.val_fraction"))]
+    two = [
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        "data.batch_size=10",
+        "data.val_fraction=0.02",
+    ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "stn.train"]
     found = subprocess.run(
         [*launch, *tiny, *QUIET, *two], cwd=tmp_path, env=environment(), capture_output=True, text=True

@@ -240,6 +240,14 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
     assert two["test_loss"] == pytest.approx(one["test_loss"], rel=1e-3)
     assert two["test_transformer_pose_error_pixels"] == pytest.approx(one["test_transformer_pose_error_pixels"], 1e-3)
     assert two["images_per_second"] == pytest.approx(48 * 3 / two["seconds"], rel=0.01)
+    statistics = []
+    for name in ("one", "two"):
+        with (tmp_path / name / "metrics.csv").open(newline="") as file:
+            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        statistics.append([row for row in rows if "val/loss" in row])
+    assert any(name.startswith("transformer/") for name in statistics[0][0])
+    for alone_row, two_row in zip(*statistics, strict=True):
+        assert two_row == pytest.approx(alone_row, rel=1e-2, abs=1e-3)
     weights = [
         Run.open(tmp_path / name / "checkpoints" / "last.ckpt", allow="test_train.").classifier.state_dict()
         for name in ("one", "two")

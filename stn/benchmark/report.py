@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """The processor, the GPU if there is one, and the version of torch."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
-    found = {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+from stn.provenance import machine
 
 
 def cell(value: Any) -> str:
@@ -41,7 +32,7 @@ def report(
     draw: Callable[[list[dict[str, Any]], Axes], None],
 ) -> None:
     """Writes `what`.json, .md and .png into `folder`, and prints the table."""
-    on = machine(device)
+    on = machine(device) | {"torch": torch.__version__}
     where = ", ".join(f"{name} {value}" for name, value in on.items())
     (folder / f"{what}.json").write_text(json.dumps({"machine": on, "rows": rows}, indent=2) + "\n")
     names = list(rows[0])

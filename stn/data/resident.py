@@ -12,6 +12,7 @@ from torchvision.transforms.functional import resize
 
 from stn.data.batches import Augmentation, Batches
 
+LARGEST_SIDE, MOST_CHANNELS = 4096, 1024
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
@@ -61,6 +62,11 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
+        if image_size > LARGEST_SIDE or channels > MOST_CHANNELS:
+            raise ValueError(
+                f"image_size must be {LARGEST_SIDE} or less, and channels {MOST_CHANNELS}, not {image_size} and "
+                f"{channels}"
+            )
         if not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
         for name, values in {"mean": mean, "std": std}.items():

@@ -1,0 +1,60 @@
+"""Where a figure comes from: the machine, the versions, the code and the command that gave it."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stn.classifier import versions
+
+FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of processors; the first ones compute in bfloat16
+
+
+def provenance(device: torch.device | None = None) -> dict[str, Any]:
+    """The command, the commit, the date, the machine and the versions. The commit is None outside a checkout."""
+    return {
+        "command": shlex.join(["python", "-m", main_module(), *sys.argv[1:]]),
+        "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(device or torch.device("cpu")),
+        "versions": versions() | {"python": platform.python_version()},
+    }
+
+
+def main_module() -> str:
+    """The module that Python was started with."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).stem
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code is in, with "-dirty" if files have been changed since."""
+    where = Path(__file__).resolve().parent
+    command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The processor with its fastest instructions, the cores, the threads, and the GPU if `device` is one."""
+    name, flags = platform.processor() or platform.machine(), ""
+    if Path("/proc/cpuinfo").exists():
+        lines = [line.partition(": ") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        name = next((value for key, _, value in lines if key.startswith("model name")), name)
+        flags = next((value for key, _, value in lines if key.startswith("flags")), "")
+    found = {
+        "processor": name,
+        "features": [feature for feature in FEATURES if feature in flags.split()],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})

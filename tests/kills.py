@@ -1,0 +1,72 @@
+"""Kills runs by SIGKILL at random moments, resumes them, and compares each with a run that nobody killed.
+
+python tests/kills.py [runs]
+
+Each run may be killed up to three times: as it starts, trains, validates, writes a checkpoint or tests. The temporary
+folder is on another file system where there is one (/dev/shm). The recipes are those of test_resume.py.
+"""
+
+import collections
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from conftest import ROOT, started
+from test_resume import RECIPES, SMALL, assert_same_run
+
+from stn.provenance import provenance
+
+MEMORY = Path("/dev/shm")
+
+
+def run(folder: Path, settings: list[str], patience: float | None = None) -> float | None:
+    """Runs a training; kills it after so many seconds. Returns the seconds it took, None if it was killed."""
+    begun = time.monotonic()
+    program = started(folder, "train", tuple(settings), {"TMPDIR": str(MEMORY)} if MEMORY.is_dir() else None)
+    program.join(patience)
+    if program.exitcode is None:
+        program.kill()
+        program.join()
+        return None
+    assert program.exitcode == 0, (folder / ".stderr").read_text()
+    return time.monotonic() - begun
+
+
+def phase(folder: Path) -> str:
+    """What a run was doing when it was killed, by the files that it left."""
+    if list(folder.glob("checkpoints/.*")):
+        return "writing a checkpoint"
+    if not (folder / "checkpoints" / "last.ckpt").exists():
+        return "before the first checkpoint"
+    pictures = len(list((folder / "figures" / "warps").glob("*.png")))
+    return "testing" if pictures == 4 else "training or validating"
+
+
+def main(runs: int) -> None:
+    draw = random.Random(0)
+    kills: collections.Counter[str] = collections.Counter()
+    equal: collections.Counter[str] = collections.Counter()
+    for number in range(runs):
+        name, recipe = list(RECIPES.items())[number % len(RECIPES)]
+        folder = Path(tempfile.mkdtemp())
+        settings = [*SMALL, *recipe, "data.train_images=300"]
+        lasts = run(folder, [*settings, "hydra.run.dir=whole"])
+        assert lasts is not None
+        for patience in [draw.uniform(0.3, 1) * lasts for _ in range(3)] + [None]:
+            resumes = (folder / "run" / "checkpoints" / "last.ckpt").exists()
+            begin = ["resume=run"] if resumes else [*settings, "hydra.run.dir=run", "overwrite=true"]
+            if run(folder, begin, patience) is not None:
+                break
+            kills[phase(folder / "run")] += 1
+        assert_same_run(folder / "whole", folder / "run")
+        equal[name] += 1
+        print(f"{number + 1} of {runs}: equal; killed so far: {dict(kills)}", file=sys.stderr)
+    found = {"runs": runs, "equal": equal, "kills": kills} | provenance()
+    (ROOT / "results" / "kills.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(int((sys.argv[1:] or ["20"])[0]))
