@@ -27,12 +27,12 @@ class SpatialTransformer(nn.Module):
     warp: `Affine()` unless given.
     num_looks: above 1, the localization looks again at the warped image. The warps are composed, and the image is
         sampled once, from the original (Lin and Lucey 2017, "Inverse Compositional Spatial Transformer Networks").
-    output_size: (height, width); the input's unless given.
+    output_size: (height, width), or the side of a square; the input's unless given.
     supersample: each output pixel is the mean of supersample x supersample readings. Above 1 it prevents aliasing where
         the warp or the output size shrinks the image.
     append_theta: appends θ to the output as constant channels, for the layers that follow.
     mode, padding, align_corners, gather: see `sample`.
-    Raises ValueError for values out of range, or a localization without `out_features`.
+    Raises ValueError for values out of range, a localization without `out_features`, or a warp that is none.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class SpatialTransformer(nn.Module):
         warp: Warp | None = None,
         *,
         num_looks: int = 1,
-        output_size: Sequence[int] | None = None,
+        output_size: int | Sequence[int] | None = None,
         supersample: int = 1,
         append_theta: bool = False,
         mode: Mode = "bilinear",
@@ -53,8 +53,6 @@ class SpatialTransformer(nn.Module):
         check_sampling(mode, padding)
         if num_looks < 1 or supersample < 1:
             raise ValueError(f"num_looks and supersample must be 1 or more, not {num_looks} and {supersample}")
-        if output_size is not None and (len(output_size) != 2 or min(output_size) < 1):
-            raise ValueError(f"output_size must be (height, width), each 1 or more, not {tuple(output_size)}")
         features = getattr(localization, "out_features", None)
         if not isinstance(features, int):
             raise ValueError(
@@ -62,13 +60,13 @@ class SpatialTransformer(nn.Module):
                 "of features that it returns for an image"
             )
         self.localization = localization
-        self.warp = Affine() if warp is None else warp
+        self.warp = Affine() if warp is None else checked_warp(warp)
         self.head = nn.Linear(features, self.warp.num_params)
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             self.head.bias.copy_(self.warp.identity())
         self.num_looks, self.supersample, self.append_theta = num_looks, supersample, append_theta
-        self.output_size = None if output_size is None else (output_size[0], output_size[1])
+        self.output_size = None if output_size is None else height_and_width(output_size)
         self.mode: Mode = mode
         self.padding: Padding = padding
         self.align_corners, self.gather = align_corners, gather
@@ -177,6 +175,26 @@ def check_finite(theta: Tensor) -> None:
 
 class Parallel(nn.ModuleList):
     """Several transformers on the same image; their outputs are joined as channels: (N, K · C, h, w).
+
+def checked_warp(warp: Warp) -> Warp:
+    """`warp`, with a ValueError for a class in place of an object, and for what lacks a part of a warp."""
+    if isinstance(warp, type):
+        raise ValueError(f"warp must be an object such as Affine(), not the class {warp.__name__}")
+    parts = {"num_params": "num_params", "identity": "identity()", "__call__": "the call warp(theta, points)"}
+    missing = [name for part, name in parts.items() if not hasattr(warp, part)]
+    if missing:
+        kind, lacks = type(warp).__name__, " and ".join(missing)
+        raise ValueError(f"warp must be a Warp such as Affine(), not an object of class {kind}, which lacks {lacks}")
+    return warp
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """A size (height, width), or the side of a square, as (height, width), with a ValueError for anything else."""
+    sides = size if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side is not True and side > 0 for side in sides):
+        raise ValueError(f"output_size must be a whole number or (height, width), each 1 or more, not {size!r}")
+    return sides[0], sides[1]
+
 
     They start with windows that tile the image, row by row: transformers that start alike learn the same region
     (Jaderberg et al. 2015, section 4.3, has up to four).

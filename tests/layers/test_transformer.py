@@ -181,6 +181,11 @@ def test_another_output_size_sees_the_same_region(align_corners: bool) -> None:
 
 
 def test_samples_average_what_a_smaller_output_would_skip() -> None:
+def test_a_number_as_output_size_is_a_square() -> None:
+    transformer = SpatialTransformer(ConvLocalization(), output_size=24)
+    assert transformer(torch.rand(2, 3, 32, 32)).shape == (2, 3, 24, 24)
+
+
     images = torch.rand(2, 3, 32, 32)
     plain = SpatialTransformer(ConvLocalization(), output_size=[8, 8])
     smooth = SpatialTransformer(ConvLocalization(), output_size=[8, 8], supersample=4)
@@ -316,8 +321,23 @@ def test_a_projective_horizon_in_the_image_gives_finite_gradients() -> None:
     [
         ({"padding": "same"}, "padding must be one of zeros, border, reflection, or a number.*not 'same'"),
         ({"mode": "cubic"}, "mode must be one of nearest, bilinear, bicubic, not 'cubic'"),
-        ({"output_size": [0, 8]}, r"output_size must be \(height, width\), each 1 or more, not \(0, 8\)"),
-        ({"output_size": [8]}, r"output_size must be \(height, width\), each 1 or more, not \(8,\)"),
+        *(
+            (
+                {"output_size": size},
+                "output_size must be a whole number or .height, width., each 1 or more, not " + said,
+            )
+            for size, said in [
+                ([0, 8], r"\[0, 8\]"),
+                ([8], r"\[8\]"),
+                ([8, 8.5], r"\[8, 8.5\]"),
+                ([8, True], r"\[8, True\]"),
+                (0, "0"),
+                (-3, "-3"),
+                (24.0, "24.0"),
+                (True, "True"),
+                ("24", "'24'"),
+            ]
+        ),
         ({"num_looks": 0}, "num_looks and supersample must be 1 or more, not 0 and 1"),
         ({"supersample": 0}, "num_looks and supersample must be 1 or more, not 1 and 0"),
     ],
@@ -344,6 +364,67 @@ def test_what_cannot_be_transformed_is_named() -> None:
 def test_images_and_theta_that_are_not_finite_do_no_harm(family: Callable[[], Warp], padding: str) -> None:
     """A step of training on them has a gradient; it ended the process, where the sampler was given a NaN."""
     transformer = turned(family(), padding=padding)
+class Bare:
+    """A warp that is no `Warp`, with all that a transformer needs."""
+
+    num_params = 2
+
+    def identity(self) -> Tensor:
+        return torch.zeros(2)
+
+    def __call__(self, theta: Tensor, points: Tensor) -> Tensor:
+        return points + theta[:, None]
+
+
+class WithoutIdentity:
+    num_params = 2
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        return points
+
+
+class WithoutParameters(Warp):
+    def identity(self) -> Tensor:
+        return torch.zeros(2)
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        return points
+
+
+class WithoutMove(Warp):
+    num_params = 2
+
+    def identity(self) -> Tensor:
+        return torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("warp", "said"),
+    [
+        (Affine, "warp must be an object such as Affine.., not the class Affine"),
+        (ThinPlateSpline, "warp must be an object such as Affine.., not the class ThinPlateSpline"),
+        (
+            "affine",
+            "warp must be a Warp such as Affine.., not an object of class str, which lacks num_params and identity",
+        ),
+        (nn.Identity(), "class Identity, which lacks num_params and identity..$"),
+        (WithoutIdentity(), "class WithoutIdentity, which lacks identity.. and the call warp.theta, points.$"),
+        (WithoutParameters(), "class WithoutParameters, which lacks num_params$"),
+    ],
+)
+def test_what_is_no_warp_is_told_what_it_lacks(warp: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SpatialTransformer(ConvLocalization(), warp)  # type: ignore[arg-type]
+
+
+def test_a_warp_of_ones_own_needs_move_and_no_base() -> None:
+    with pytest.raises(TypeError, match=r"abstract class WithoutMove .*move"):
+        WithoutMove()  # type: ignore[abstract]
+    images = torch.rand(2, 3, 32, 32)
+    transformer = SpatialTransformer(ConvLocalization(), Bare())  # type: ignore[arg-type]
+    torch.testing.assert_close(transformer(images), images, atol=1e-5, rtol=0)
+
+
     for bad in (torch.nan, torch.inf, 1e30):
         images = torch.rand(16, 3, 32, 32)
         images[3] = bad
