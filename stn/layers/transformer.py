@@ -105,7 +105,10 @@ class SpatialTransformer(nn.Module):
             return points
 
     def to_output(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Maps points (M, 2) or (N, M, 2) of the input to the output: (N, M, 2), (x, y) in [-1, 1]."""
+        """Maps points (M, 2) or (N, M, 2) of the input to the output: (N, M, 2), (x, y) in [-1, 1].
+
+        A point is NaN where no inverse is found, see `Warp.invert`.
+        """
         with torch.autocast(theta.device.type, enabled=False):
             for part in theta.split(self.warp.num_params, dim=1):
                 points = self.warp.invert(part, points.to(theta.dtype))
@@ -173,9 +176,6 @@ def check_finite(theta: Tensor) -> None:
         raise NotFiniteError("theta must be finite, and is not: the training has diverged")
 
 
-class Parallel(nn.ModuleList):
-    """Several transformers on the same image; their outputs are joined as channels: (N, K · C, h, w).
-
 def checked_warp(warp: Warp) -> Warp:
     """`warp`, with a ValueError for a class in place of an object, and for what lacks a part of a warp."""
     if isinstance(warp, type):
@@ -195,6 +195,9 @@ def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
         raise ValueError(f"output_size must be a whole number or (height, width), each 1 or more, not {size!r}")
     return sides[0], sides[1]
 
+
+class Parallel(nn.ModuleList):
+    """Several transformers on the same image; their outputs are joined as channels: (N, K · C, h, w).
 
     They start with windows that tile the image, row by row: transformers that start alike learn the same region
     (Jaderberg et al. 2015, section 4.3, has up to four).
