@@ -360,11 +360,12 @@ class ThinPlateSpline(LatticeWarp):
         system = torch.zeros(size**2 + 3, size**2 + 3, dtype=torch.float64)
         system[:-3, :-3] = tps_kernel(control, control) + ridge * torch.eye(size**2, dtype=torch.float64)
         system[:-3, -3:], system[-3:, :-3] = plane, plane.T
+        solution = torch.linalg.inv(system)[:, :-3].contiguous()
         self.control: Tensor
         self.solution: Tensor
         # They follow from `size` and `ridge`, so checkpoints need not hold them.
-        self.register_buffer("control", control, persistent=False)
-        self.register_buffer("solution", torch.linalg.inv(system)[:, :-3].contiguous(), persistent=False)
+        self.register_buffer("control", control.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("solution", solution.to(torch.get_default_dtype()), persistent=False)
 
     def basis(self, points: Tensor) -> Tensor:
         plane = torch.cat((torch.ones_like(points[..., :1]), points), dim=-1)
@@ -421,8 +422,9 @@ class Diffeomorphic(Warp):
         at = lattice_points(nodes)
         self.basis: Tensor
         self.grid: Tensor
-        self.register_buffer("basis", lattice.basis(at), persistent=False)
-        self.register_buffer("grid", at.view(1, nodes, nodes, 2), persistent=False)
+        dtype = torch.get_default_dtype()
+        self.register_buffer("basis", lattice.basis(at).to(dtype), persistent=False)
+        self.register_buffer("grid", at.view(1, nodes, nodes, 2).to(dtype), persistent=False)
 
     def identity(self) -> Tensor:
         return torch.zeros(self.num_params)
