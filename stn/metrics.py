@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
 
 from stn.layers import pixel_centres, pose_error
 from stn.layers.warps import decompose
@@ -26,33 +27,28 @@ class ThetaStatistics(Metric):
     def __init__(self, warp: WarpFunction) -> None:
         super().__init__()
         self.warp = warp
-        self.sums: Tensor
-        self.lost: Tensor
-        self.add_state("sums", torch.zeros(3, len(QUANTITIES), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("lost", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.seen: list[Tensor]
+        self.add_state("seen", [], dist_reduce_fx="cat")
 
     def update(self, theta: Tensor, height: int, width: int) -> None:
         """Adds θ (N, P) of images of height x width pixels."""
-        parts = {name: values.double() for name, values in decompose(self.warp, theta).items()}
-        turns = parts["rotation"]
-        count = torch.ones_like(turns)
-        # For each quantity the count, the sum and the sum of squares; for the rotation the sums of cosine and sine.
-        columns = [torch.stack((count, turns.cos(), turns.sin()))]
-        for values in (parts["scale"], parts["shift_x"] * width / 2, parts["shift_y"] * height / 2):
-            columns.append(torch.stack((count, values, values.square())))
-        self.sums += torch.stack(columns, dim=1).sum(dim=2)
-        self.lost += is_lost(self.warp, theta).sum()
+        parts = decompose(self.warp, theta)
+        shift_x, shift_y = parts["shift_x"] * width / 2, parts["shift_y"] * height / 2
+        columns = (parts["rotation"], parts["scale"], shift_x, shift_y, is_lost(self.warp, theta))
+        self.seen.append(torch.stack([column.to(theta.dtype) for column in columns], dim=1))
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the values that the class describes."""
-        count, first, second = self.sums
-        mean, spread = first / count, (second / count - (first / count).square()).clamp(min=0).sqrt()
-        resultant = torch.hypot(first[0], second[0]) / count[0]
-        mean[0] = torch.atan2(second[0], first[0]).rad2deg()
-        spread[0] = (-2 * resultant.clamp(1e-12, 1).log()).sqrt().rad2deg()
-        found = {f"{name}_mean": value.float() for name, value in zip(QUANTITIES, mean, strict=True)}
-        found |= {f"{name}_spread": value.float() for name, value in zip(QUANTITIES, spread, strict=True)}
-        return found | {"lost": (self.lost / count[0]).float()}
+        seen = dim_zero_cat(self.seen)
+        # On the CPU, because not every device has float64.
+        rotation, *others, lost = seen.cpu().double().unbind(1)
+        cos, sin = rotation.cos().mean(), rotation.sin().mean()
+        mean = [torch.atan2(sin, cos).rad2deg(), *(values.mean() for values in others)]
+        circular = (-2 * torch.hypot(cos, sin).clamp(1e-12, 1).log()).sqrt().rad2deg()
+        spread = [circular, *(values.std(correction=0) for values in others)]
+        found = {f"{name}_mean": value for name, value in zip(QUANTITIES, mean, strict=True)}
+        found |= {f"{name}_spread": value for name, value in zip(QUANTITIES, spread, strict=True)}
+        return {name: value.to(seen) for name, value in (found | {"lost": lost.mean()}).items()}
 
 
 class PoseError(Metric):
@@ -79,18 +75,15 @@ class PoseError(Metric):
     def update(self, theta: Tensor, truth: Tensor, labels: Tensor) -> None:
         """Adds images with θ (N, P), true corners (N, 4, 2) in [-1, 1] from edge to edge, and classes (N,)."""
         self.theta.append(theta)
-        self.truth.append((truth * self.edge.to(truth)).to(theta.device))
+        self.truth.append((truth * self.edge.to(truth)).to(theta))
         self.labels.append(labels.to(theta.device))
 
     def compute(self) -> Tensor:
         """Returns the mean distance; NaN if θ has diverged."""
-        theta, truth, labels = (
-            torch.cat(list(state)) if isinstance(state, list) else state
-            for state in (self.theta, self.truth, self.labels)
-        )
+        theta, truth, labels = (dim_zero_cat(state) for state in (self.theta, self.truth, self.labels))
         if not theta.isfinite().all():
-            return torch.tensor(torch.nan, device=theta.device)
-        return pose_error(self.warp, theta, truth, labels, self.height, self.width).mean().float()
+            return theta.new_tensor(torch.nan)
+        return pose_error(self.warp, theta, truth, labels, self.height, self.width).mean()
 
 
 def is_lost(warp: WarpFunction, theta: Tensor) -> Tensor:

@@ -82,6 +82,5 @@ def silence_lightning() -> None:
         "The number of training batches",
         "Precision .* is not supported by the model summary",
         ".*isinstance.treespec, LeafSpec.",
-        "`torch.jit.script` is deprecated",  # torch itself uses it for forward-mode derivatives
     ):
         warnings.filterwarnings("ignore", message=message)

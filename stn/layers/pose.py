@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stn.layers.warps import lattice_points
+from stn.layers.warps import jacobian, lattice_points
 
 FARTHEST = 4.0  # half-widths from the centre of the output: corners are searched up to here
 
@@ -23,7 +23,7 @@ def pose_error(
     height: int,
     width: int,
 ) -> Tensor:
-    """Mean distance in pixels between the corners that a warp finds and the true ones, (N,).
+    """Mean distance in pixels between the corners that a warp finds and the true ones, (N,), of θ's dtype.
 
     theta (N, P): parameters of `warp`, from the output to an input of height x width pixels.
     truth (N, 4, 2): the corners of the figure's square in the input, (x, y) in [-1, 1].
@@ -33,9 +33,9 @@ def pose_error(
     found them all. So the corners in the output are fitted once for each figure, to all its images, by least squares.
     The error is what differs between those images.
     """
-    pixels = torch.tensor([width / 2, height / 2], dtype=torch.float64, device=theta.device)
-    theta, truth = theta.detach().double(), truth.to(theta.device).double()
-    error = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
+    theta, truth = theta.detach(), truth.to(theta)
+    pixels = torch.tensor([width / 2, height / 2]).to(theta)
+    error = theta.new_empty(len(theta))
     for figure in figures.unique():
         shown = (figures == figure).to(theta.device)
         error[shown] = (
@@ -50,22 +50,16 @@ def fit_corners(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor, truth: 
     Returns where the warps map them, (N, 4, 2).
     """
     points = corners().to(theta)
-
-    def warped(at: Tensor) -> Tensor:
-        return warp(theta, at)
-
     best, least = points, torch.full((4,), torch.inf).to(points)
     # Gauss-Newton, which needs a single step where the warp is affine in the points.
     for _ in range(8):
-        axes = torch.eye(2).to(points)
-        moved, columns = zip(
-            *(torch.func.jvp(warped, (points,), (axis.expand_as(points),)) for axis in axes), strict=True
-        )
-        left = truth - moved[0]
+        left = truth - warp(theta, points)
         distance = left.square().sum(dim=(0, 2))
         best = torch.where((distance < least)[:, None], points, best)
         least = torch.minimum(distance, least)
-        jacobian = torch.stack(columns, dim=-1).transpose(0, 1).flatten(1, 2)  # (4, 2 N, 2)
-        step = torch.linalg.pinv(jacobian) @ left.transpose(0, 1).flatten(1)[..., None]
-        points = (points + step.squeeze(-1)).clamp(-FARTHEST, FARTHEST)
+        slopes = jacobian(lambda at: warp(theta, at), points.expand(len(theta), -1, -1))
+        # Least squares over all images: (4, 2 N, 2) and (4, 2 N), on the CPU, where every machine has float64.
+        matrix, right = (of_all.transpose(0, 1).flatten(1, 2).cpu().double() for of_all in (slopes, left[..., None]))
+        step = torch.linalg.pinv(matrix, rtol=1e-6) @ right  # the matrix is no more exact than that
+        points = (points + step.squeeze(-1).to(points)).clamp(-FARTHEST, FARTHEST)
     return warp(theta, best)

@@ -12,6 +12,8 @@ Mode = Literal["nearest", "bilinear", "bicubic"]
 Border = Literal["zeros", "border", "reflection"]
 Padding = Border | Sequence[float]
 
+FARTHEST = 1e4  # half-widths, far beyond any image
+
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Turns autocast off on a device that has it. Meta tensors, which are shapes without numbers, have none."""
@@ -72,6 +74,7 @@ def sample(
     It computes in float32 or more, also under autocast: a position in bfloat16 is wrong by up to a quarter of a pixel
     in 64.
 
+    points: a coordinate that is NaN counts as 0, the middle; one beyond ±1e4 counts as ±1e4. They have no gradient.
     padding: what points beyond the image read: "border", its edge; "reflection", its mirror image; "zeros"; or a number
         for each channel.
     align_corners: whether ±1 is the centre of the outermost pixel, rather than its edge.
@@ -94,11 +97,23 @@ def sample(
     dtype = torch.promote_types(image.dtype, torch.float32)
     # On a CPU, sampling is about twice as slow for channels-last input, and its output is contiguous anyway.
     # Autocast changes nothing here: it takes the wider dtype of the inputs on a GPU, and float32 on a CPU.
-    read = image.to(dtype).contiguous()
+    read, points = image.to(dtype).contiguous(), bounded(points.to(dtype))
     if gather:
-        return gathered(read, points.to(dtype), mode, padding, align_corners).to(image.dtype)
-    sampled = F.grid_sample(read, points.to(dtype), mode=mode, padding_mode=padding, align_corners=align_corners)
+        return gathered(read, points, mode, padding, align_corners).to(image.dtype)
+    sampled = F.grid_sample(read, points, mode=mode, padding_mode=padding, align_corners=align_corners)
     return sampled.to(image.dtype)
+
+
+def bounded(points: Tensor) -> Tensor:
+    """`points` with NaN as 0 and the rest within ±`FARTHEST`: other values end the process in `F.grid_sample`."""
+    on_cpu = points.device.type == "cpu" and points.numel() > 0
+    if on_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        # A look at the extremes costs a CPU a tenth of what bounding does. It cannot be taken while tracing, and makes
+        # a GPU wait.
+        low, high = points.detach().aminmax()
+        if low >= -FARTHEST and high <= FARTHEST:
+            return points
+    return points.nan_to_num(0.0).clamp(-FARTHEST, FARTHEST)
 
 
 def must_gather(image: Tensor) -> bool:

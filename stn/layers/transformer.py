@@ -29,12 +29,12 @@ class SpatialTransformer(nn.Module):
     warp: `Affine()` unless given.
     num_looks: above 1, the localization looks again at the warped image. The warps are composed, and the image is
         sampled once, from the original (Lin and Lucey 2017, "Inverse Compositional Spatial Transformer Networks").
-    output_size: (height, width); the input's unless given.
+    output_size: (height, width), or the side of a square; the input's unless given.
     supersample: each output pixel is the mean of supersample x supersample readings. Above 1 it prevents aliasing where
         the warp or the output size shrinks the image.
     append_theta: appends θ to the output as constant channels, for the layers that follow.
     mode, padding, align_corners, gather: see `sample`.
-    Raises ValueError for values out of range, or a localization without `out_features`.
+    Raises ValueError for values out of range, a localization without `out_features`, or a warp that is none.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SpatialTransformer(nn.Module):
         warp: Warp | None = None,
         *,
         num_looks: int = 1,
-        output_size: Sequence[int] | None = None,
+        output_size: int | Sequence[int] | None = None,
         supersample: int = 1,
         append_theta: bool = False,
         mode: Mode = "bilinear",
@@ -58,8 +58,6 @@ class SpatialTransformer(nn.Module):
                 f"num_looks must lie between 1 and {MOST_LOOKS}, and supersample between 1 and {LARGEST_SUPERSAMPLE}, "
                 f"not {num_looks} and {supersample}"
             )
-        if output_size is not None and (len(output_size) != 2 or min(output_size) < 1):
-            raise ValueError(f"output_size must be (height, width), each 1 or more, not {tuple(output_size)}")
         features = getattr(localization, "out_features", None)
         if not isinstance(features, int):
             raise ValueError(
@@ -67,13 +65,13 @@ class SpatialTransformer(nn.Module):
                 "of features that it returns for an image"
             )
         self.localization = localization
-        self.warp = Affine() if warp is None else warp
+        self.warp = Affine() if warp is None else checked_warp(warp)
         self.head = nn.Linear(features, self.warp.num_params)
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             self.head.bias.copy_(self.warp.identity())
         self.num_looks, self.supersample, self.append_theta = num_looks, supersample, append_theta
-        self.output_size = None if output_size is None else (output_size[0], output_size[1])
+        self.output_size = None if output_size is None else height_and_width(output_size)
         self.mode: Mode = mode
         self.padding: Padding = padding
         self.align_corners, self.gather = align_corners, gather
@@ -112,7 +110,10 @@ class SpatialTransformer(nn.Module):
             return points
 
     def to_output(self, theta: Tensor, points: Tensor) -> Tensor:
-        """Maps points (M, 2) or (N, M, 2) of the input to the output: (N, M, 2), (x, y) in [-1, 1]."""
+        """Maps points (M, 2) or (N, M, 2) of the input to the output: (N, M, 2), (x, y) in [-1, 1].
+
+        A point is NaN where no inverse is found, see `Warp.invert`.
+        """
         with without_autocast(theta.device):
             for part in theta.split(self.warp.num_params, dim=1):
                 points = self.warp.invert(part, points.to(theta.dtype))
@@ -178,6 +179,26 @@ def check_finite(theta: Tensor) -> None:
     """Raises NotFiniteError if θ on a CPU is not finite. On a GPU it is not checked, because that would synchronize."""
     if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not theta.isfinite().all():
         raise NotFiniteError("theta must be finite, and is not: the training has diverged")
+
+
+def checked_warp(warp: Warp) -> Warp:
+    """`warp`, with a ValueError for a class in place of an object, and for what lacks a part of a warp."""
+    if isinstance(warp, type):
+        raise ValueError(f"warp must be an object such as Affine(), not the class {warp.__name__}")
+    parts = {"num_params": "num_params", "identity": "identity()", "__call__": "the call warp(theta, points)"}
+    missing = [name for part, name in parts.items() if not hasattr(warp, part)]
+    if missing:
+        kind, lacks = type(warp).__name__, " and ".join(missing)
+        raise ValueError(f"warp must be a Warp such as Affine(), not an object of class {kind}, which lacks {lacks}")
+    return warp
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """A size (height, width), or the side of a square, as (height, width), with a ValueError for anything else."""
+    sides = size if isinstance(size, Sequence) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side is not True and side > 0 for side in sides):
+        raise ValueError(f"output_size must be a whole number or (height, width), each 1 or more, not {size!r}")
+    return sides[0], sides[1]
 
 
 class Parallel(nn.ModuleList):

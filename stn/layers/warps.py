@@ -18,6 +18,8 @@ from stn.layers.sampling import sample, without_autocast
 
 LARGEST_LATTICE = 32  # control points a side: one for each pixel of a small image
 
+FOUND_WITHIN = 1e-3  # half-widths: an inverse that misses by more than a hundredth of a pixel in 32 is no inverse
+
 
 class Warp(nn.Module, ABC):
     """A family of warps, each given by `num_params` numbers θ. A new family implements `identity` and `move`.
@@ -53,18 +55,24 @@ class Warp(nn.Module, ABC):
     def invert(self, theta: Tensor, points: Tensor) -> Tensor:
         """The output points that are read at the input points (M, 2) or (N, M, 2): (N, M, 2).
 
-        By Newton's method unless the family has an inverse. It does not converge where the warp folds.
+        By Newton's method unless the family has an inverse. A point is NaN where the method does not converge, as it
+        may where the warp folds. It has a gradient, but not a second one.
         """
-
-        def warped(at: Tensor) -> Tensor:
-            return self(theta, at)
-
         found = points.expand(theta.shape[0], -1, -1)
-        along_x, along_y = (torch.tensor(axis).to(found).expand_as(found) for axis in ((1, 0), (0, 1)))
-        for _ in range(20):
-            columns = [torch.func.jvp(warped, (found,), (axis,))[1] for axis in (along_x, along_y)]
-            found = found - torch.linalg.solve(torch.stack(columns, dim=-1), self(theta, found) - points)
-        return found
+
+        def jacobians() -> Tensor:
+            return jacobian(lambda at: self(theta, at), found)
+
+        with torch.no_grad():
+            for _ in range(20):
+                found = found - solve(jacobians(), self(theta, found) - points)
+            missed = ~((self(theta, found) - points).norm(dim=-1, keepdim=True) <= FOUND_WITHIN)
+            # A point that is missed must not make the gradient of the others NaN.
+            found = found.masked_fill(missed, 0)
+            matrix = torch.where(missed[..., None], torch.eye(2).to(found), jacobians())
+        # By the implicit function theorem, one more step has the gradient of the inverse.
+        step = solve(matrix, self(theta, found) - points)
+        return (found - (step - step.detach())).masked_fill(missed, torch.nan)
 
     def decompose(self, theta: Tensor) -> dict[str, Tensor]:
         """Rotation, scale and shift of θ (N, P), see `decompose`."""
@@ -96,6 +104,21 @@ def decompose(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> dict[s
         "shift_x": shift_x,
         "shift_y": shift_y,
     }
+
+
+def jacobian(warped: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """The Jacobians (N, M, 2, 2) of a map of points (N, M, 2) to points that acts on each of them alone.
+
+    By reverse mode: before torch 2.15 the sampler of `Diffeomorphic` had no other.
+    """
+    moved, gradients = torch.func.vjp(warped, points.detach())  # type: ignore[misc]  # its annotation has three
+    along_x, along_y = torch.eye(2).to(moved).unbind()
+    return torch.stack([gradients(axis.expand_as(moved))[0] for axis in (along_x, along_y)], dim=-2)
+
+
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """x (N, M, 2) with matrix (N, M, 2, 2) @ x = right (N, M, 2); not finite, and no error, for a singular matrix."""
+    return torch.linalg.solve_ex(matrix, right)[0]
 
 
 def lattice_points(size: int) -> Tensor:
@@ -341,11 +364,12 @@ class ThinPlateSpline(LatticeWarp):
         system = torch.zeros(size**2 + 3, size**2 + 3, dtype=torch.float64)
         system[:-3, :-3] = tps_kernel(control, control) + ridge * torch.eye(size**2, dtype=torch.float64)
         system[:-3, -3:], system[-3:, :-3] = plane, plane.T
+        solution = torch.linalg.inv(system)[:, :-3].contiguous()
         self.control: Tensor
         self.solution: Tensor
         # They follow from `size` and `ridge`, so checkpoints need not hold them.
-        self.register_buffer("control", control, persistent=False)
-        self.register_buffer("solution", torch.linalg.inv(system)[:, :-3].contiguous(), persistent=False)
+        self.register_buffer("control", control.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("solution", solution.to(torch.get_default_dtype()), persistent=False)
 
     def basis(self, points: Tensor) -> Tensor:
         plane = torch.cat((torch.ones_like(points[..., :1]), points), dim=-1)
@@ -402,8 +426,9 @@ class Diffeomorphic(Warp):
         at = lattice_points(nodes)
         self.basis: Tensor
         self.grid: Tensor
-        self.register_buffer("basis", lattice.basis(at), persistent=False)
-        self.register_buffer("grid", at.view(1, nodes, nodes, 2), persistent=False)
+        dtype = torch.get_default_dtype()
+        self.register_buffer("basis", lattice.basis(at).to(dtype), persistent=False)
+        self.register_buffer("grid", at.view(1, nodes, nodes, 2).to(dtype), persistent=False)
 
     def identity(self) -> Tensor:
         return torch.zeros(self.num_params)

@@ -46,7 +46,7 @@ def test_what_differs_between_images_is_told_in_pixels() -> None:
     off = torch.tensor([3 / 20, 4 / 8]) * torch.tensor([-1.0, 1.0]).repeat(5)[:, None]
     truth = Translation()(true, corners().float())
     error = pose_error(Translation(), true + off, truth, torch.zeros(10), height=16, width=40)
-    torch.testing.assert_close(error, torch.full((10,), 5.0, dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(error, torch.full((10,), 5.0), atol=1e-4, rtol=0)
 
 
 def test_a_transformer_that_does_nothing_is_as_far_off_as_the_poses_are_spread() -> None:
@@ -54,4 +54,4 @@ def test_a_transformer_that_does_nothing_is_as_far_off_as_the_poses_are_spread()
     truth = Rotation()(angle[:, None], corners().float())
     error = pose_error(Rotation(), torch.zeros(2, 1), truth, torch.zeros(2), 32, 32)
     # Either corner lies a half-diagonal times sin(0.5) beside the mean of both.
-    torch.testing.assert_close(error, torch.full((2,), 16 * 2**0.5 * math.sin(0.5), dtype=torch.float64))
+    torch.testing.assert_close(error, torch.full((2,), 16 * 2**0.5 * math.sin(0.5)))

@@ -118,6 +118,42 @@ def test_channels_last_and_bfloat16_images_keep_their_dtype() -> None:
     torch.testing.assert_close(half.float(), plain, atol=2e-2, rtol=2e-2)
 
 
+NOT_FINITE = [torch.nan, torch.inf, -torch.inf, 1e30, -3e38]
+
+
+@pytest.mark.parametrize(("mode", "padding", "gather"), [*product(MODES, BORDERS, [False, True])])
+@pytest.mark.parametrize("bad", NOT_FINITE)
+def test_points_that_are_not_finite_do_no_harm(mode: Mode, padding: Border, gather: bool, bad: float) -> None:
+    """They ended the process. NaN reads the middle, and the rest a place far away; none has a gradient."""
+    image, points = torch.rand(8, 3, 32, 32, requires_grad=True), torch.rand(8, 32, 32, 2) * 2 - 1
+    points[2:4] = bad
+    points[5, ::3, :, 1] = bad
+    points.requires_grad_()
+    read = sample(image, points, mode=mode, padding=padding, gather=gather)
+    of_image, of_points = torch.autograd.grad(read.square().sum(), (image, points), materialize_grads=True)
+    assert all(tensor.isfinite().all() for tensor in (read, of_image, of_points))
+    assert of_points[2:4].count_nonzero() == of_points[5, ::3, :, 1].count_nonzero() == 0
+    with torch.no_grad():
+        known = points.nan_to_num(0, 1e4, -1e4).clamp(-1e4, 1e4)
+        assert torch.equal(sample(image, known, mode=mode, padding=padding, gather=gather), read)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("padding", BORDERS)
+def test_the_second_derivative_at_points_that_are_not_finite_is_finite(mode: Mode, padding: Border) -> None:
+    image, points = (tensor.requires_grad_() for tensor in image_and_points())
+    with torch.no_grad():
+        points[0, 0] = torch.tensor(NOT_FINITE)[:, None]
+    read = sample(image, points, mode=mode, padding=padding, gather=True)
+    first = torch.autograd.grad(read.square().sum(), (image, points), create_graph=True)
+    second = torch.autograd.grad(sum(one.square().sum() for one in first), (image, points))
+    assert all(tensor.isfinite().all() for tensor in (*first, *second))
+
+
+def test_no_points_read_nothing() -> None:
+    assert sample(torch.rand(2, 3, 8, 8), torch.rand(2, 0, 4, 2)).shape == (2, 3, 0, 4)
+
+
 def test_what_cannot_be_sampled_is_named() -> None:
     image, points = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
     with pytest.raises(ValueError, match=r"padding must be one of zeros, border, reflection, or a number.*not 'wrap'"):

@@ -30,6 +30,7 @@ from stn import (
     thetas,
     transformers,
 )
+from stn.layers.sampling import Mode
 
 FAMILIES: list[Callable[[], Warp]] = [
     Affine,
@@ -180,6 +181,11 @@ def test_another_output_size_sees_the_same_region(align_corners: bool) -> None:
     torch.testing.assert_close(transformer(images), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_number_as_output_size_is_a_square() -> None:
+    transformer = SpatialTransformer(ConvLocalization(), output_size=24)
+    assert transformer(torch.rand(2, 3, 32, 32)).shape == (2, 3, 24, 24)
+
+
 def test_samples_average_what_a_smaller_output_would_skip() -> None:
     images = torch.rand(2, 3, 32, 32)
     plain = SpatialTransformer(ConvLocalization(), output_size=[8, 8])
@@ -212,12 +218,16 @@ def test_theta_is_handed_on_as_channels() -> None:
     torch.testing.assert_close(warped[:, :3], transformer.transform(images, theta))
 
 
-@pytest.mark.parametrize(("family", "num_looks"), list(product([Affine, Projective, ThinPlateSpline], [1, 2])))
-def test_points_go_to_the_input_and_back(family: Callable[[], Warp], num_looks: int) -> None:
+@pytest.mark.parametrize(("family", "num_looks"), list(product(FAMILIES, [1, 2])))
+def test_points_go_to_the_output_and_back(family: Callable[[], Warp], num_looks: int) -> None:
+    """Points of each image, and points of all images."""
     transformer = turned(family(), by=0.02, num_looks=num_looks)
-    theta, points = transformer.theta(torch.rand(3, 3, 32, 32)), torch.rand(3, 9, 2) - 0.5
-    back = transformer.to_output(theta, transformer.to_input(theta, points))
-    torch.testing.assert_close(back, points, atol=1e-4, rtol=0)
+    theta = transformer.theta(torch.rand(3, 3, 32, 32))
+    for points in (torch.rand(3, 9, 2) - 0.5, torch.rand(9, 2) - 0.5):
+        found = transformer.to_output(theta, points)
+        within = 0.01 if family is Diffeomorphic else 1e-4
+        back = transformer.to_input(theta, found)
+        torch.testing.assert_close(back, points.expand(3, -1, -1), atol=within, rtol=0)
 
 
 def test_a_box_found_in_the_output_encloses_its_place_in_the_input() -> None:
@@ -256,7 +266,7 @@ def test_recording_keeps_every_pass() -> None:
         transformer.theta(torch.rand(2, 3, 32, 32))  # no pass
         transformer(torch.rand(2, 3, 32, 32))
         transformer(torch.rand(5, 3, 32, 32))
-    assert [(len(one.theta), one.height, one.width) for one in seen[""]] == [(2, 32, 32), (5, 32, 32)]
+    assert [(one.theta.shape, one.height, one.width) for one in seen[""]] == [((2, 6), 32, 32), ((5, 6), 32, 32)]
 
 
 @pytest.mark.parametrize(("family", "backend"), [*((family, "aot_eager") for family in FAMILIES), (Affine, "inductor")])
@@ -316,8 +326,23 @@ def test_a_projective_horizon_in_the_image_gives_finite_gradients() -> None:
     [
         ({"padding": "same"}, "padding must be one of zeros, border, reflection, or a number.*not 'same'"),
         ({"mode": "cubic"}, "mode must be one of nearest, bilinear, bicubic, not 'cubic'"),
-        ({"output_size": [0, 8]}, r"output_size must be \(height, width\), each 1 or more, not \(0, 8\)"),
-        ({"output_size": [8]}, r"output_size must be \(height, width\), each 1 or more, not \(8,\)"),
+        *(
+            (
+                {"output_size": size},
+                "output_size must be a whole number or .height, width., each 1 or more, not " + said,
+            )
+            for size, said in [
+                ([0, 8], r"\[0, 8\]"),
+                ([8], r"\[8\]"),
+                ([8, 8.5], r"\[8, 8.5\]"),
+                ([8, True], r"\[8, True\]"),
+                (0, "0"),
+                (-3, "-3"),
+                (24.0, "24.0"),
+                (True, "True"),
+                ("24", "'24'"),
+            ]
+        ),
         ({"num_looks": 0}, "num_looks must lie between 1 and 16, and supersample between 1 and 8, not 0 and 1"),
         ({"supersample": 0}, "num_looks must lie between 1 and 16, and supersample between 1 and 8, not 1 and 0"),
     ],
@@ -339,12 +364,74 @@ def test_what_cannot_be_transformed_is_named() -> None:
         transformer.transform(images, torch.full((2, 6), torch.nan))
 
 
+class Bare:
+    """A warp that is no `Warp`, with all that a transformer needs."""
+
+    num_params = 2
+
+    def identity(self) -> Tensor:
+        return torch.zeros(2)
+
+    def __call__(self, theta: Tensor, points: Tensor) -> Tensor:
+        return points + theta[:, None]
+
+
+class WithoutIdentity:
+    num_params = 2
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        return points
+
+
+class WithoutParameters(Warp):
+    def identity(self) -> Tensor:
+        return torch.zeros(2)
+
+    def move(self, theta: Tensor, points: Tensor) -> Tensor:
+        return points
+
+
+class WithoutMove(Warp):
+    num_params = 2
+
+    def identity(self) -> Tensor:
+        return torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("warp", "said"),
+    [
+        (Affine, "warp must be an object such as Affine.., not the class Affine"),
+        (ThinPlateSpline, "warp must be an object such as Affine.., not the class ThinPlateSpline"),
+        (
+            "affine",
+            "warp must be a Warp such as Affine.., not an object of class str, which lacks num_params and identity",
+        ),
+        (nn.Identity(), "class Identity, which lacks num_params and identity..$"),
+        (WithoutIdentity(), "class WithoutIdentity, which lacks identity.. and the call warp.theta, points.$"),
+        (WithoutParameters(), "class WithoutParameters, which lacks num_params$"),
+    ],
+)
+def test_what_is_no_warp_is_told_what_it_lacks(warp: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SpatialTransformer(ConvLocalization(), warp)  # type: ignore[arg-type]
+
+
+def test_a_warp_of_ones_own_needs_move_and_no_base() -> None:
+    with pytest.raises(TypeError, match=r"abstract class WithoutMove .*move"):
+        WithoutMove()  # type: ignore[abstract]
+    images = torch.rand(2, 3, 32, 32)
+    transformer = SpatialTransformer(ConvLocalization(), Bare())  # type: ignore[arg-type]
+    torch.testing.assert_close(transformer(images), images, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 def test_images_and_theta_that_are_not_finite_do_no_harm(family: Callable[[], Warp], padding: str) -> None:
     """A step of training on them has a gradient; it ended the process, where the sampler was given a NaN."""
-    transformer = turned(family(), padding=padding)
-    for bad in (torch.nan, torch.inf, 1e30):
+    modes: list[Mode] = ["nearest", "bilinear", "bicubic"]
+    for mode, bad in product(modes, (torch.nan, torch.inf, 1e30)):
+        transformer = turned(family(), padding=padding, mode=mode)
         images = torch.rand(16, 3, 32, 32)
         images[3] = bad
         transformer(images).sum().backward()
