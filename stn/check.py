@@ -30,6 +30,7 @@ TOP_LEVEL_KEYS = (
     "matmul_precision",
 )
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+MOST_DEVICES = 1024
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
 SET_BY_PROGRAM = {
@@ -153,6 +154,8 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     for key in ("gradient_clip_val", "log_every_n_steps"):
         if trainer.get(key) is not None and not trainer[key] >= 0:
             raise InputError(f"trainer.{key}={trainer[key]} must not be negative")
+    if isinstance(trainer.get("devices"), int) and trainer["devices"] > MOST_DEVICES:
+        raise InputError(f"trainer.devices={trainer['devices']} must be {MOST_DEVICES} or less")
     accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
     if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise InputError(
@@ -249,6 +252,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if isinstance(value, dict):
+        if typing.get_origin(hint) is Callable and "_target_" in value:
+            return bool(value.get("_partial_"))  # else it would be an object
         return _makes(value, hint) if "_target_" in value else dict in (hint, typing.get_origin(hint))
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -286,7 +291,9 @@ def _spell(hint: Any) -> str:
         return " or ".join(dict.fromkeys(" or ".join(_spell(choice) for choice in inner).split(" or ")))
     if origin is Literal:
         return " or ".join(str(choice) for choice in inner)
-    if origin is Callable or getattr(hint, "__module__", "").startswith(("stn.", "torch.nn")):
+    if origin is Callable:
+        return "an object with a _target_ and _partial_=true"
+    if getattr(hint, "__module__", "").startswith(("stn.", "torch.nn")):
         return "an object with a _target_" + (f", a {hint.__name__}" if inspect.isclass(hint) else "")
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if hint in words:

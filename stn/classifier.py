@@ -129,7 +129,8 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         scores, targets, losses = self._score(batch)
-        self.val_metrics.update(preds=scores, target=targets, value=losses)
+        if len(targets):  # with more processes than images, one has none
+            self.val_metrics.update(preds=scores, target=targets, value=losses)
         self._log(self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
@@ -138,7 +139,8 @@ class Classifier(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         scores, targets, losses = self._score(batch)
-        self.test_metrics.update(preds=scores, target=targets, value=losses)
+        if len(targets):  # with more processes than images, one has none
+            self.test_metrics.update(preds=scores, target=targets, value=losses)
         self._log(self.test_metrics)
 
     def configure_optimizers(self) -> Any:

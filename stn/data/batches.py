@@ -119,7 +119,7 @@ class Batches:
         share = len(range(self.rank, len(self.images), self.world_size))
         if self.augmentation is not None:
             return len(self.images) // self.world_size // self.batch_size
-        return -(-share // self.batch_size)
+        return max(1, -(-share // self.batch_size))  # a process without images has one batch, which is empty
 
     batch_sampler = None  # Lightning looks for this and `sampler`, and calls the sampler's `set_epoch`.
 
