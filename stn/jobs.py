@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,18 @@ def run_apart(composed: DictConfig) -> Any:
 
 def _run_here(composed: DictConfig, hydra_config: Any) -> None:
     """In the new process: what Hydra has prepared in the other one, then the job."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     setup_globals()
     config.register()
     HydraConfig.instance().cfg = hydra_config
     configure_log(hydra_config.hydra.job_logging, hydra_config.hydra.verbose)
     with cli.exit_codes("stn.train"):
         run(composed)
+
+
+def _end_with_parent() -> None:
+    """Ends this process in order when the other one ends: a sweep that is killed leaves no job behind."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -144,17 +144,22 @@ def test_a_job_that_dies_does_not_take_the_sweep_along(command: Command, tmp_pat
     assert "test_accuracy" in json.loads((tmp_path / "sweep" / "1" / "metrics.json").read_text())
 
 
-def test_a_sweep_that_is_terminated_ends_its_job_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_sweep_that_is_ended_ends_its_job_in_order(name: str, command: Command, tmp_path: Path) -> None:
     endless = ("-m", *TINY, *QUIET, "trainer.max_epochs=100000", "seed=1,2", "hydra.sweep.dir=sweep")
     program = started(tmp_path, "train", endless)
-    patience = time.monotonic() + 120
-    while not (tmp_path / "sweep" / "0" / "checkpoints" / "last.ckpt").exists() and time.monotonic() < patience:
+    job, patience = tmp_path / "sweep" / "0", time.monotonic() + 120
+    while not (job / "checkpoints" / "last.ckpt").exists() and time.monotonic() < patience:
         time.sleep(0.1)
-    program.terminate()
+    assert program.pid
+    os.kill(program.pid, signal.Signals[name])
     program.join(60)
-    assert program.exitcode == 143, (tmp_path / ".stderr").read_text()
-    assert "epochs" in json.loads((tmp_path / "sweep" / "0" / "metrics.json").read_text())
+    assert program.exitcode == {"SIGTERM": 143, "SIGKILL": -9}[name], (tmp_path / ".stderr").read_text()
+    while not (job / "metrics.json").exists() and time.monotonic() < patience:
+        time.sleep(0.1)
+    epochs = json.loads((job / "metrics.json").read_text())["epochs"]
     assert not (tmp_path / "sweep" / "1").exists()
+    assert command("resume=sweep/0", f"trainer.max_epochs={epochs + 1}").returncode == 0
 
 
 def test_two_runs_do_not_share_a_folder(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
