@@ -149,8 +149,16 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         if value is None or (value < 1 and (key, value) != ("max_steps", -1)):  # -1 is Lightning's for no limit
             raise InputError(f"trainer.{key}={value} must be 1 or more")
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
-        if trainer.get(key) is not None and trainer[key] <= 0:
-            raise InputError(f"trainer.{key}={trainer[key]} must be above 0")
+        value = trainer.get(key)
+        if value is not None and value <= 0:
+            raise InputError(f"trainer.{key}={value} must be above 0")
+        if isinstance(value, float) and value > 1:
+            raise InputError(f"trainer.{key}={value} must be a share, up to 1.0, or a whole number of batches")
+    if trainer.get("check_val_every_n_epoch", 1) > trainer["max_epochs"]:
+        raise InputError(
+            f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} must be at most trainer.max_epochs="
+            f"{trainer['max_epochs']}: otherwise no epoch is validated"
+        )
     for key in ("gradient_clip_val", "log_every_n_steps"):
         if trainer.get(key) is not None and not trainer[key] >= 0:
             raise InputError(f"trainer.{key}={trainer[key]} must not be negative")
@@ -202,6 +210,8 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
             continue
         if key == "filename" and "/" in str(value):
             raise InputError(f"{path}.{key}={value} must be the name of a file in the run's folder, without /")
+        if key in ("folder", "dirpath", "save_dir", "filename") and value == "":
+            raise InputError(f"{path}.{key} is empty: leave it out, or give a name")
         if key in given:
             raise InputError(f"{path}.{key}={value} cannot be set: {given[key]}")
         if key in arguments:
