@@ -121,7 +121,7 @@ def report_error(program: str, error: BaseException, folder: str | Path | None =
 def rank() -> int:
     """The number of this process among those that torchrun, SLURM or Lightning started on all machines, otherwise 0."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), 0)
+    return max((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default=0)
 
 
 def say(text: str) -> None:
