@@ -21,7 +21,7 @@ from test_bad_input import refused
 import stn
 from stn.checkpoint_io import DurableCheckpointIO
 from stn.config import compose
-from stn.errors import InputError
+from stn.errors import DivergedError, InputError
 from stn.resuming import resumed
 from stn.training import train
 
@@ -281,3 +281,51 @@ def test_a_state_that_does_not_fit_is_told(folder: Path) -> None:
     config, checkpoint = resumed(str(folder))
     with pytest.raises(InputError, match=r"last.ckpt does not hold the state of a run of this config"):
         train(config, checkpoint=checkpoint)
+
+
+class Diverge(pl.Callback):
+    """Breaks a weight in the second epoch, as long as the rate is above a quarter of the first one."""
+
+    def __init__(self, at_start: bool = False) -> None:
+        self.epoch = 0 if at_start else 1
+        self.rate: float | None = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rate = self.rate or rate
+        if trainer.current_epoch == self.epoch and rate > 0.3 * self.rate:
+            with torch.no_grad():
+                next(pl_module.parameters()).fill_(torch.nan)
+
+
+@pytest.mark.parametrize("at_start", [False, True])
+@pytest.mark.parametrize("optimizer", ["plain_sgd", "adamw", "muon"])
+def test_a_divergence_goes_back_with_half_the_rate(
+    optimizer: str, at_start: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SMALL, *WIDE, f"optimizer={optimizer}", "optimizer.schedule=constant", "on_divergence=restart"]
+    metrics = train(compose(settings, tmp_path / "run"), [Diverge(at_start)])
+    assert metrics["restarts"] == 2 and metrics["epochs"] == 4 and "test_accuracy" in metrics
+    said = capsys.readouterr().out
+    for number in (1, 2):
+        start = "the start" if at_start else "epoch 1"
+        assert f"going back to {start} with half the learning rate ({number} of 3)" in said
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("learning_rate/localization")]
+    rates = {int(row["step"]): float(row["learning_rate/localization"]) for row in rows}
+    assert len(rates) == len(rows), "a step is there twice"
+    first, last = rates[min(rates)], rates[max(rates)]
+    assert last == pytest.approx(first if at_start else first / 4)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["stn"]["restarts"] == 2
+
+
+def test_a_divergence_that_goes_on_ends_the_run(tmp_path: Path) -> None:
+    settings = [*SMALL, *WIDE, "optimizer=plain_sgd", "on_divergence=restart"]
+    breaks = Diverge()
+    breaks.rate = 1e-9  # never low enough
+    with pytest.raises(DivergedError, match="training has diverged: .*in epoch 2"):
+        train(compose(settings, tmp_path / "run"), [breaks])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["restarts"] == 3
