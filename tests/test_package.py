@@ -1,5 +1,6 @@
 """What the package needs to be imported, and what an installed copy carries."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_help_and_config_answer_without_torch(argument: list[str], tmp_path: Pat
     found = python(code, tmp_path)
     assert found.returncode == 0, found.stderr
     assert "python -m stn.train" in found.stdout or "max_epochs: 50" in found.stdout
+
+
+def test_the_version_is_that_of_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", {"stn-experiments": "1.2.3"}.__getitem__)
+    assert stn.__version__ == "1.2.3"
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert stn.__version__ == "0+unknown"
 
 
 @pytest.fixture(scope="module")
