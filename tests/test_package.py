@@ -4,11 +4,14 @@ import importlib.metadata
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import stn
 
@@ -71,13 +74,27 @@ def test_the_version_is_that_of_the_installed_package(monkeypatch: pytest.Monkey
     assert stn.__version__ == "0+unknown"
 
 
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+def test_every_dependency_is_pinned_to_a_version_that_is_admitted(file: str) -> None:
+    """In constraints-lowest.txt to the lowest one, so that the tests show that it is enough."""
+    lines = [Requirement(line) for line in (ROOT / file).read_text().splitlines()]
+    pins = {pin.name: Version(next(iter(pin.specifier)).version) for pin in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for dependency in map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["dev"]]):
+        pin = pins[dependency.name]
+        assert pin in dependency.specifier, dependency
+        (floor,) = (Version(part.version) for part in dependency.specifier if part.operator == ">=")
+        if "lowest" in file:
+            assert pin.release[: len(floor.release)] == floor.release, dependency
+
+
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The source archive of this checkout, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("archives")
     source = folder / "source"
     ours = ["pyproject.toml", "MANIFEST.in", "Makefile", "README.md", "LICENSE", "constraints.txt"]
-    ours += ["stn", "conf", "tests", "docs", "notebooks", ".ci"]
+    ours += ["constraints-lowest.txt", "stn", "conf", "tests", "docs", "notebooks", ".ci"]
     source.mkdir()
     subprocess.run(["cp", "-r", *[str(ROOT / name) for name in ours], str(source)], check=True)
     for litter in ("outputs/run/config.yaml", "data/batch.py", "conf/notes.txt", "stn/layers/weights.pt", "build/x.py"):
@@ -103,7 +120,7 @@ def test_the_source_archive_holds_what_builds_and_tests_the_package(archives: tu
         held = {member.name.partition("/")[2] for member in archive if member.isfile()}
     made = {name for name in held if name.startswith("stn_experiments.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     top = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml"}
-    pins = {"constraints.txt"}
+    pins = {"constraints.txt", "constraints-lowest.txt"}
     assert held - made == top | pins | below("stn", "*.py") | below("conf", "*.yaml") | below("tests", "*.py")
 
 
