@@ -1,9 +1,10 @@
 # make demo: set up everything and watch a transformer learn, in about two minutes.
 # make test: set up everything, then lint, types and tests.
+# make test-lowest: the tests with the lowest versions that pyproject.toml admits, in an environment of their own.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo train test lint format bench clean
+.PHONY: setup demo train test test-lowest lint format bench clean
 
 setup: .venv/installed
 
@@ -26,6 +27,14 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	python3.11 -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[dev]"
+	touch $@
+
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n auto
+
 bench: setup
 	$(BIN)/python -m stn.benchmark layers
 
@@ -34,4 +43,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-lowest build *.egg-info .mypy_cache .ruff_cache .pytest_cache

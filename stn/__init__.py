@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from stn.layers import (
         Affine,
         AffineExponential,
@@ -65,6 +66,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        metadata = import_module("importlib.metadata")
+        try:
+            return metadata.version("stn-experiments")
+        except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+            return "0+unknown"
     if name not in __all__:
         raise AttributeError(f"module 'stn' has no attribute {name!r}")
     homes = {"ConvNet": "stn.networks", "LeNet5": "stn.networks", "WideConvNet": "stn.networks", "Run": "stn.run"}

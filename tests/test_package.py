@@ -1,11 +1,17 @@
-"""What the package needs to be imported, and what an installed copy carries."""
+"""What the package needs to be imported, and what its archives and an installed copy carry."""
 
+import importlib.metadata
 import subprocess
 import sys
+import tarfile
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import stn
 
@@ -57,29 +63,83 @@ def test_help_and_config_answer_without_torch(argument: list[str], tmp_path: Pat
     assert "python -m stn.train" in found.stdout or "max_epochs: 50" in found.stdout
 
 
+def test_the_version_is_that_of_the_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", {"stn-experiments": "1.2.3"}.__getitem__)
+    assert stn.__version__ == "1.2.3"
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert stn.__version__ == "0+unknown"
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
+def test_every_dependency_is_pinned_to_a_version_that_is_admitted(file: str) -> None:
+    """In constraints-lowest.txt to the lowest one, so that the tests show that it is enough."""
+    lines = [Requirement(line) for line in (ROOT / file).read_text().splitlines()]
+    pins = {pin.name: Version(next(iter(pin.specifier)).version) for pin in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for dependency in map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["dev"]]):
+        pin = pins[dependency.name]
+        assert pin in dependency.specifier, dependency
+        (floor,) = (Version(part.version) for part in dependency.specifier if part.operator == ">=")
+        if "lowest" in file:
+            assert pin.release[: len(floor.release)] == floor.release, dependency
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel installed in it."""
-    folder = tmp_path_factory.mktemp("wheel")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source archive of this checkout, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("archives")
     source = folder / "source"
+    ours = ["pyproject.toml", "MANIFEST.in", "Makefile", "README.md", "LICENSE", "constraints.txt"]
+    ours += ["constraints-lowest.txt", "stn", "conf", "tests", "docs", "notebooks", ".ci"]
     source.mkdir()
-    copied = ["pyproject.toml", "README.md", "LICENSE", "stn", "conf"]
-    subprocess.run(["cp", "-r", *[str(ROOT / name) for name in copied], str(source)], check=True)
-    pip = [sys.executable, "-m", "pip", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
-    made = subprocess.run([*pip, *build], capture_output=True, text=True)
+    subprocess.run(["cp", "-r", *[str(ROOT / name) for name in ours], str(source)], check=True)
+    for litter in ("outputs/run/config.yaml", "data/batch.py", "conf/notes.txt", "stn/layers/weights.pt", "build/x.py"):
+        (source / litter).parent.mkdir(parents=True, exist_ok=True)
+        (source / litter).touch()
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (archive,) = folder.glob("*.tar.gz")
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(archive)]
+    made = subprocess.run([sys.executable, "-m", "pip", "--quiet", *build], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     (wheel,) = folder.glob("*.whl")
-    target = folder / "installed"
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, capture_output=True)
+    return archive, wheel
+
+
+def below(folder: str, pattern: str) -> set[str]:
+    """The files of this checkout in a folder, from its root."""
+    return {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob(pattern)}
+
+
+def test_the_source_archive_holds_what_builds_and_tests_the_package(archives: tuple[Path, Path]) -> None:
+    with tarfile.open(archives[0]) as archive:
+        held = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {name for name in held if name.startswith("stn_experiments.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    top = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml"}
+    pins = {"constraints.txt", "constraints-lowest.txt"}
+    assert held - made == top | pins | below("stn", "*.py") | below("conf", "*.yaml") | below("tests", "*.py")
+
+
+def test_the_wheel_holds_the_packages_and_their_configs(archives: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(archives[1]) as wheel:
+        held = set(wheel.namelist())
+        (metadata,) = (name for name in held if name.endswith(".dist-info/METADATA"))
+    about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
+    configs = {f"stn/{name}" for name in below("conf", "*.yaml")}
+    assert held == below("stn", "*.py") | configs | {metadata.replace("METADATA", name) for name in about}
+
+
+@pytest.fixture(scope="module")
+def installed(archives: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel installed in it."""
+    target = tmp_path_factory.mktemp("installed")
+    install = ["install", "--no-deps", "--no-index", "--target", str(target), str(archives[1])]
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *install], check=True, capture_output=True)
     return target
-
-
-def test_a_wheel_carries_the_configs_and_the_packages(installed: Path) -> None:
-    for folder, pattern in (("conf", "*.yaml"), ("stn", "*.py")):
-        inside = installed / "stn" / "conf" if folder == "conf" else installed / folder
-        carried = {str(path.relative_to(inside)) for path in inside.rglob(pattern)}
-        assert carried == {str(path.relative_to(ROOT / folder)) for path in (ROOT / folder).rglob(pattern)}
 
 
 @pytest.mark.parametrize("command", [["-m", "stn.train"], ["bin/stn", "train"]], ids=" ".join)

@@ -1,5 +1,7 @@
 import pickle
+import tarfile
 from pathlib import Path
+from urllib.request import urlretrieve
 
 import numpy as np
 import pytest
@@ -53,3 +55,20 @@ def test_without_files_and_network_it_says_where_they_belong(tmp_path: Path, mon
     monkeypatch.setattr(published, "download_and_extract_archive", refuse)
     with pytest.raises(OSError, match=r"CIFAR-10 is not in .*put the folder cifar-10-batches-py .*data=shapes"):
         CIFAR10DataModule(root=str(tmp_path)).prepare_data()
+
+
+def test_an_archive_with_another_checksum_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = tmp_path / "served.tar.gz"
+    with tarfile.open(served, "w:gz") as archive:
+        archive.add(__file__, f"{published.CIFAR10.base_folder}/data_batch_1")
+    monkeypatch.setattr(published.CIFAR10, "url", served.as_uri())
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", urlretrieve)  # theirs reads no file:// address
+    with pytest.raises(OSError, match="corrupted"):
+        CIFAR10DataModule(root=str(tmp_path / "data")).prepare_data()
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [published.CIFAR10.filename]
+
+
+def test_a_file_with_another_checksum_is_not_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the checksums are those of torchvision again
+    with pytest.raises(RuntimeError, match="corrupted"):
+        CIFAR10DataModule(root=str(root)).read(train=True)
