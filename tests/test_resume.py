@@ -326,6 +326,6 @@ def test_a_divergence_that_goes_on_ends_the_run(tmp_path: Path) -> None:
     settings = [*SMALL, *WIDE, "optimizer=plain_sgd", "on_divergence=restart"]
     breaks = Diverge()
     breaks.rate = 1e-9  # never low enough
-    with pytest.raises(DivergedError, match="training has diverged: .*in epoch 2"):
+    with pytest.raises(DivergedError, match=r"training has diverged: .*in epoch 2"):
         train(compose(settings, tmp_path / "run"), [breaks])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["restarts"] == 3

@@ -338,6 +338,8 @@ def test_a_training_step_waits_for_nothing(
     """Reading a number back from the device would hold up a GPU in every step: a value, a branch, a size."""
     profile = Profile()
     monkeypatch.setattr(Classifier, "_check_finite", lambda module, losses: None)  # once for many steps, else
+    # On a CPU, where it costs nothing, the extremes of the points are looked at.
+    monkeypatch.setattr("stn.layers.sampling.bounded", lambda points: points.nan_to_num(0.0).clamp(-1e4, 1e4))
     # The metrics of each step are updated in the next; a logger would write them, and wait.
     every = ["trainer.log_every_n_steps=1", "logger=none", "callbacks.progress=null"]
     train(composed(*TINY, *every, f"model={model}", "trainer.max_epochs=1", "data.batch_size=10"), [profile])
@@ -387,9 +389,9 @@ def test_divergence_ends_in_a_sentence(placement: str, padding: str, command: Co
         "callbacks.progress=null",
         f"model.placement={placement}",
     ]
-    found = command(
-        *large, *wild, f"model.transformer.padding={padding}", "hydra.run.dir=run", "callbacks.progress=null"
-    )
+    if placement != "none":
+        wild.append(f"model.transformer.padding={padding}")
+    found = command(*large, *wild, "hydra.run.dir=run")
     assert found.returncode == 1, found.stderr
     sentences = [line for line in found.stderr.splitlines() if line.startswith("stn.train: ")]
     assert len(sentences) == 1 and "Traceback" not in found.stderr, found.stderr
