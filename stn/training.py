@@ -135,8 +135,9 @@ def fit(
     if state:
         continue_loggers(trainer.loggers, rows, state)
         classifier.random_state = state["stn"]["random_state"]
-    for logger in trainer.loggers:
-        logger.log_hyperparams(settings(config))
+    with user_errors("logger", TypeError):  # of arguments that a logger hands on
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings(config))
     if trainer.is_global_zero:
         if state is None:
             write_json(Path(config.folder, "environment.json"), provenance(trainer.strategy.root_device))
