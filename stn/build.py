@@ -68,7 +68,7 @@ def build_trainer(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> 
     every = [*build_group(config, "callbacks"), *callbacks]
     if not loggers:  # LearningRateMonitor raises an error without one
         every = [callback for callback in every if not isinstance(callback, LearningRateMonitor)]
-    with user_errors("trainer", TypeError):  # of devices that Lightning cannot count
+    with user_errors("trainer", TypeError, RuntimeError):  # of devices that Lightning cannot count, and of SLURM
         trainer: pl.Trainer = instantiate(
             config.trainer,
             callbacks=every,

@@ -67,6 +67,7 @@ class Classifier(pl.LightningModule):
         self.test_metrics = metrics.clone(prefix="test/")
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []  # predictions, targets and losses not yet in metrics
         self.restarts = 0  # after divergence, each with half the learning rate
+        self.data_digest = ""  # of the training set
         self.random_state: Tensor | None = None  # of a run that is resumed, until its first epoch starts
 
     @classmethod
@@ -166,6 +167,7 @@ class Classifier(pl.LightningModule):
             "versions": versions(),
             "random_state": torch.get_rng_state(),
             "restarts": self.restarts,
+            "data": self.data_digest,
             "train_means": {name: means[name].item() for name in ("train/accuracy", "train/loss") if name in means},
         }
 

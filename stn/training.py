@@ -143,6 +143,9 @@ def fit(
             write_json(Path(config.folder, "environment.json"), provenance(trainer.strategy.root_device))
         say(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
     read_data(data, "fit", "test")
+    classifier.data_digest = data.digest
+    if state and state["stn"].get("data", data.digest) != data.digest:
+        raise InputError(f"the training data are not those that {checkpoint} was trained on: it cannot be resumed")
     try:
         with broken_off(trainer) as found:
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -157,6 +160,8 @@ def fit(
 
 def make_folder(folder: Path, overwrite: bool) -> None:
     """Makes the folder of a run. A run that it holds is deleted if `overwrite`, otherwise InputError is raised."""
+    if folder.resolve() == Path.cwd():
+        raise InputError("a run would fill the current folder: give it one of its own, such as hydra.run.dir=runs/mine")
     if (folder / "config.yaml").exists():
         if not overwrite:
             raise InputError(f"{folder} holds a run already: go on with it by resume={folder}, or set overwrite=true")

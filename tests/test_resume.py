@@ -273,6 +273,16 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(folder: Path, stopped: P
     assert (stopped / "checkpoints" / "best.ckpt").read_bytes() == content
 
 
+def test_other_data_are_told(folder: Path) -> None:
+    config, checkpoint = resumed(str(folder))
+    config.data.split_seed = 1  # the same images in all
+    config.data.seed = 1
+    train(config, checkpoint=checkpoint)
+    config.data.rotation = 5
+    with pytest.raises(InputError, match=r"the training data are not those that .* was trained on"):
+        train(config, checkpoint=checkpoint)
+
+
 def test_a_state_that_does_not_fit_is_told(folder: Path) -> None:
     last = folder / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)

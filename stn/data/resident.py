@@ -1,6 +1,7 @@
 """What every data set of this project shares: it is read once, lives in memory as uint8, and gives whole batches."""
 
 import math
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -33,8 +34,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     seed: of the order and the augmentation.
     Raises ValueError for values out of range.
 
-    After `setup`, `images` (uint8, (N, C, H, W)) and `labels` (int64, (N,)) hold "train", "val" and "test". If poses
-    are known, `corners` (N, 4, 2) holds the true corners of each figure's square, (x, y) in [-1, 1], see `pose_error`.
+    After `setup`, `images` (uint8, (N, C, H, W)) and `labels` (int64, (N,)) hold "train", "val" and "test"; `digest`
+    tells one training set from another. If poses are known, `corners` (N, 4, 2) holds the true corners of each figure's
+    square, (x, y) in [-1, 1], see `pose_error`.
     """
 
     classes: Sequence[str]
@@ -86,6 +88,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self.augmentation = Augmentation(flip=flip, shift=shift, cutout=cutout, cutmix=cutmix)
         self.val_fraction, self.validate_on, self.split_seed = val_fraction, validate_on, split_seed
         self.seed = seed
+        self.digest = ""
         self.images: dict[str, Tensor] = {}
         self.labels: dict[str, Tensor] = {}
         self.corners: dict[str, Tensor] = {}
@@ -132,6 +135,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             self._store(split, images[chosen], labels[chosen])
             if corners is not None:
                 self.corners[split] = corners[chosen]
+        self.digest = digest(images, labels)
         mean, std = channel_statistics(self.images["train"])
         self.mean, self.std = self.mean or mean, self.std or std
 
@@ -175,6 +179,14 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = torch.cat([resize(part, [self.image_size] * 2, antialias=True) for part in images.split(1000)])
         return images, labels
+
+
+def digest(*tensors: Tensor) -> str:
+    """A short text that changes with the numbers in some tensors on a CPU."""
+    found = 0
+    for tensor in tensors:
+        found = zlib.crc32(tensor.contiguous().numpy().data, found)  # 0.04 s for CIFAR-10
+    return f"{found:08x}"
 
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
