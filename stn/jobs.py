@@ -31,12 +31,9 @@ def run(composed: DictConfig) -> Any:
         from stn.training import train
 
         checkpoint, overrides = None, HydraConfig.get().overrides.task
-        is_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
         if composed.resume is not None:
-            if is_sweep:
-                raise InputError("resume goes on with a single run: leave out -m")
             composed, checkpoint = resumed(composed.resume, overrides, allowed_packages(composed.allow))
-        elif not is_sweep:  # which may combine a key with values of others under which it does nothing
+        elif HydraConfig.get().mode is RunMode.RUN:  # a sweep may combine a key with others under which it does nothing
             check_effects(composed, overrides)
         return train(composed, checkpoint=checkpoint).get("best_val_accuracy")
     except Exception as error:
@@ -46,8 +43,10 @@ def run(composed: DictConfig) -> Any:
 def run_apart(composed: DictConfig) -> Any:
     """As `run`, in a process of its own: whatever ends it, and whatever it leaves behind, does not touch the others.
 
-    Raises JobFailedError, after which a sweep continues.
+    Raises JobFailedError, after which a sweep continues, and InputError for a job that would resume a run.
     """
+    if composed.resume is not None:
+        raise InputError("resume goes on with a single run: leave out -m")
     # A server that has imported everything forks the processes, since importing takes seconds.
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":

@@ -132,12 +132,6 @@ def fit(
     data = build_data(config, trainer)
     classifier = build_classifier(config, data)
     classifier.restarts = restarts
-    if state:
-        continue_loggers(trainer.loggers, rows, state)
-        classifier.random_state = state["stn"]["random_state"]
-    with user_errors("logger", TypeError):  # of arguments that a logger hands on
-        for logger in trainer.loggers:
-            logger.log_hyperparams(settings(config))
     if trainer.is_global_zero:
         if state is None:
             write_json(Path(config.folder, "environment.json"), provenance(trainer.strategy.root_device))
@@ -146,6 +140,13 @@ def fit(
     classifier.data_digest = data.digest
     if state and state["stn"].get("data", data.digest) != data.digest:
         raise InputError(f"the training data are not those that {checkpoint} was trained on: it cannot be resumed")
+    with user_errors("logger", TypeError):  # of arguments that a logger hands on when it begins
+        for logger in trainer.loggers:
+            _ = logger.experiment  # type: ignore[attr-defined]  # every class of loggers has it
+            logger.log_hyperparams(settings(config))
+    if state:
+        continue_loggers(trainer.loggers, rows, state)
+        classifier.random_state = state["stn"]["random_state"]
     try:
         with broken_off(trainer) as found:
             trainer.fit(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
@@ -88,6 +89,8 @@ def command(tmp_path: Path) -> Command:
 
 def _run(verb: str, arguments: tuple[str, ...], folder: str, variables: dict[str, str]) -> None:
     """In the new process: what `python -m stn.<verb>` does, its output in files of the folder."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)

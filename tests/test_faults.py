@@ -72,6 +72,12 @@ def test_a_signal_ends_every_phase_in_order(name: str, phase: str, command: Comm
         torch.load(last, weights_only=True)
 
 
+def answer_signals() -> None:
+    """In a new process: whatever started the tests may ignore them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_before_anything_is_there(name: str, tmp_path: Path) -> None:
     """While Python still imports."""
@@ -81,7 +87,7 @@ def test_a_signal_before_anything_is_there(name: str, tmp_path: Path) -> None:
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=answer_signals,
     )
     time.sleep(1.5)
     program.send_signal(signal.Signals[name])

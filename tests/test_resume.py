@@ -202,7 +202,7 @@ def test_a_folder_with_a_run_is_not_written_over(
     metrics = train(composed(*TINY, "overwrite=true", "callbacks=minimal", "logger=none"))
     assert metrics["epochs"] == 2
     names = {path.name for path in folder.rglob("*") if path.is_file()}
-    assert names == {"config.yaml", "metrics.json", "accuracy.png"}
+    assert names == {"config.yaml", "environment.json", "metrics.json", "accuracy.png"}
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])

@@ -481,7 +481,7 @@ class LogPolar(Warp):
 
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
         angle, depth = math.pi * points[..., 0], (points[..., 1] + 1) / 2
-        radius = self.inner * (self.outer / self.inner) ** depth
+        radius = self.inner * (depth * math.log(self.outer / self.inner)).exp()
         return theta[:, None] + radius[..., None] * torch.stack((angle.cos(), angle.sin()), dim=-1)
 
     def invert(self, theta: Tensor, points: Tensor) -> Tensor:
