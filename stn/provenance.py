@@ -19,7 +19,7 @@ FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of processors; the 
 def provenance(device: torch.device | None = None) -> dict[str, Any]:
     """The command, the commit, the date, the machine and the versions. The commit is None outside a checkout."""
     return {
-        "command": shlex.join(["python", "-m", main_module(), *sys.argv[1:]]),
+        "command": command(),
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(device or torch.device("cpu")),
@@ -27,10 +27,11 @@ def provenance(device: torch.device | None = None) -> dict[str, Any]:
     }
 
 
-def main_module() -> str:
-    """The module that Python was started with."""
+def command() -> str:
+    """The command that started this process."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else Path(sys.argv[0]).stem
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [sys.argv[0]]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def commit() -> str | None:
