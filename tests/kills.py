@@ -2,8 +2,9 @@
 
 python tests/kills.py [runs]
 
-Each run may be killed up to three times: as it starts, trains, validates, writes a checkpoint or tests. The temporary
-folder is on another file system where there is one (/dev/shm). The recipes are those of test_resume.py.
+Every other run is the job of a sweep. Each may be killed up to three times: as it starts, trains, validates, writes a
+checkpoint or tests. The temporary folder is on another file system where there is one (/dev/shm). The recipes are those
+of test_resume.py.
 """
 
 import collections
@@ -15,9 +16,11 @@ import time
 from pathlib import Path
 
 from conftest import ROOT, started
-from test_resume import RECIPES, SMALL, assert_same_run
+from test_resume import RECIPES, SMALL, assert_same_events, assert_same_files
 
+from stn.process import locked
 from stn.provenance import provenance
+from stn.run import read_metrics
 
 MEMORY = Path("/dev/shm")
 
@@ -30,7 +33,8 @@ def run(folder: Path, settings: list[str], patience: float | None = None) -> flo
     if program.exitcode is None:
         program.kill()
         program.join()
-        return None
+        with locked(folder / "run"):  # the job of a sweep that was killed ends in order
+            return None
     assert program.exitcode == 0, (folder / ".stderr").read_text()
     return time.monotonic() - begun
 
@@ -57,11 +61,18 @@ def main(runs: int) -> None:
         assert lasts is not None
         for patience in [draw.uniform(0.3, 1) * lasts for _ in range(3)] + [None]:
             resumes = (folder / "run" / "checkpoints" / "last.ckpt").exists()
-            begin = ["resume=run"] if resumes else [*settings, "hydra.run.dir=run", "overwrite=true"]
-            if run(folder, begin, patience) is not None:
+            sweep = ["-m", *settings, "hydra.sweep.dir=.", "hydra.sweep.subdir=run"]
+            new = sweep if number % 2 else [*settings, "hydra.run.dir=run"]
+            begin = ["resume=run"] if resumes else [*new, "overwrite=true"]
+            is_whole = run(folder, begin, patience) is not None
+            if is_whole:
                 break
             kills[phase(folder / "run")] += 1
-        assert_same_run(folder / "whole", folder / "run")
+            if "test_accuracy" in read_metrics(folder / "run"):  # then only the summary for TensorBoard is missing
+                break
+        assert_same_files(folder / "whole", folder / "run")
+        if is_whole:
+            assert_same_events(folder / "whole", folder / "run")
         equal[name] += 1
         print(f"{number + 1} of {runs}: equal; killed so far: {dict(kills)}", file=sys.stderr)
     found = {"runs": runs, "equal": equal, "kills": kills} | provenance()

@@ -55,6 +55,12 @@ def interrupted(settings: list[str], folder: Path) -> Path:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Two runs have the same weights, metrics, curves and pictures, and the same events."""
+    assert_same_files(one, other)
+    assert_same_events(one, other)
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    """Two runs have the same weights, metrics, curves and pictures."""
     first, second = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "current_model_state"):
         assert str(first.get(part)) == str(second.get(part)), part
@@ -76,6 +82,10 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert (one / path).read_bytes() == (other / path).read_bytes(), path
     with Image.open(other / "figures" / "warps_transformer.gif") as film:
         assert film.n_frames == 4
+
+
+def assert_same_events(one: Path, other: Path) -> None:
+    """Two runs have the same scalars, images and histograms in TensorBoard."""
     tags = []
     for run in (one, other):
         events = EventAccumulator(str(run), size_guidance={"images": 0, "histograms": 0})

@@ -154,6 +154,16 @@ def test_a_seed_repeats_a_run_and_another_does_not(composed: Callable[..., DictC
     assert found[0] == found[1] != found[2]
 
 
+def test_how_validation_is_batched_changes_no_weight(composed: Callable[..., DictConfig], tmp_path: Path) -> None:
+    found = []
+    for size in (1000, 5):
+        metrics = train(composed(*TINY, "optimizer=adamw", "overwrite=true", f"data.eval_batch_size={size}"))
+        weights = Run.open(tmp_path / "run" / "checkpoints" / "last.ckpt").classifier.state_dict()
+        found.append((metrics["last_val_accuracy"], weights))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+
+
 def test_a_sweep_runs_every_combination(command: Command, tmp_path: Path) -> None:
     found = command("-m", *TINY, "model=convnet_small,lenet", "seed=1,2", "trainer.max_epochs=1", "callbacks=minimal")
     assert found.returncode == 0, found.stderr

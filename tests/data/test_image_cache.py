@@ -3,7 +3,9 @@
 import logging
 import os
 import pickle
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import PIL
@@ -44,6 +46,15 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def read(root: Path, **options: object) -> Tensor:
     settings = {"batch_size": 4, "cache": str(root.parent / "cache")} | options
     return ImageFolderDataModule(root=str(root), **settings).read(train=True)[0]
+
+
+def test_of_several_readers_one_decodes(root: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping = image_folder.keep
+    # Long enough that the others look for what is not there yet.
+    monkeypatch.setattr(image_folder, "keep", lambda *what: time.sleep(0.3) or keeping(*what))
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(lambda _: read(root), range(4)))
+    assert decoded == [8] and all(torch.equal(images[0], other) for other in images)
 
 
 def kept(root: Path) -> list[Path]:
