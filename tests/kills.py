@@ -54,17 +54,21 @@ def main(runs: int) -> None:
     kills: collections.Counter[str] = collections.Counter()
     equal: collections.Counter[str] = collections.Counter()
     for number in range(runs):
-        name, recipe = list(RECIPES.items())[number % len(RECIPES)]
+        kind, recipe = list(RECIPES.items())[number % len(RECIPES)]
         folder = Path(tempfile.mkdtemp())
-        settings = [*SMALL, *recipe, "data.train_images=300"]
-        lasts = run(folder, [*settings, "hydra.run.dir=whole"])
+        settings = [*SMALL, *recipe, "data.train_images=900"]
+        is_sweep = bool(number % 2)
+
+        def new(name: str, settings: list[str] = settings, is_sweep: bool = is_sweep) -> list[str]:
+            """The arguments of a run in a folder, as the job of a sweep or not."""
+            sweep = ["-m", "hydra.sweep.dir=.", f"hydra.sweep.subdir={name}"]
+            return [*(sweep if is_sweep else [f"hydra.run.dir={name}"]), *settings, "overwrite=true"]
+
+        lasts = run(folder, new("whole"))
         assert lasts is not None
-        for patience in [draw.uniform(0.3, 1) * lasts for _ in range(3)] + [None]:
+        for patience in [draw.uniform(0.55, 1) * lasts for _ in range(3)] + [None]:
             resumes = (folder / "run" / "checkpoints" / "last.ckpt").exists()
-            sweep = ["-m", *settings, "hydra.sweep.dir=.", "hydra.sweep.subdir=run"]
-            new = sweep if number % 2 else [*settings, "hydra.run.dir=run"]
-            begin = ["resume=run"] if resumes else [*new, "overwrite=true"]
-            is_whole = run(folder, begin, patience) is not None
+            is_whole = run(folder, ["resume=run"] if resumes else new("run"), patience) is not None
             if is_whole:
                 break
             kills[phase(folder / "run")] += 1
@@ -73,7 +77,7 @@ def main(runs: int) -> None:
         assert_same_files(folder / "whole", folder / "run")
         if is_whole:
             assert_same_events(folder / "whole", folder / "run")
-        equal[name] += 1
+        equal[kind] += 1
         print(f"{number + 1} of {runs}: equal; killed so far: {dict(kills)}", file=sys.stderr)
     found = {"runs": runs, "equal": equal, "kills": kills} | provenance()
     (ROOT / "results" / "kills.json").write_text(json.dumps(found, indent=2) + "\n")
