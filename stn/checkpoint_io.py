@@ -37,3 +37,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
             raise InputError(f"{target} cannot be written ({why}); the checkpoint before it is kept") from error
         finally:
             part.unlink(missing_ok=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes a single file. Lightning's own would remove a folder with all that is in it."""
+        if Path(path).is_file():
+            Path(path).unlink()

@@ -192,7 +192,8 @@ class Classifier(pl.LightningModule):
             folder = str(callback.dirpath)
 
             def here(path: str, folder: str = folder) -> str:
-                return path and os.path.join(folder, os.path.basename(path))  # noqa: PTH118, PTH119
+                name = os.path.basename(path)  # noqa: PTH119
+                return os.path.join(folder, name) if name.endswith(".ckpt") else ""  # noqa: PTH118
 
             state["dirpath"] = folder
             for name in ("best_model_path", "last_model_path", "kth_best_model_path"):

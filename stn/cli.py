@@ -25,6 +25,9 @@ INTERRUPTED = 130  # the shell's exit code for a program ended by Ctrl-C
 SIGNALLED = 128  # and, with the signal's number added, by another signal
 
 
+received: list[int] = []  # signals that end the program
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to end: by SIGTERM, which schedulers send, or by SIGHUP, when its terminal is gone."""
 
@@ -57,6 +60,9 @@ def exit_codes(program: str) -> Iterator[None]:
     except JobFailedError as failed:
         sys.exit(failed.code)
     except Exception as error:
+        if received:  # while a library was being imported, which made another error of it
+            print(f"{program}: terminated", file=sys.stderr)
+            sys.exit(SIGNALLED + received[0])
         sys.exit(report_error(program, error))
 
 
@@ -70,6 +76,7 @@ def raise_on_signals() -> None:
     def end(number: int, frame: object) -> None:
         for other in handled:
             signal.signal(other, signal.SIG_IGN)
+        received.append(number)
         raise Terminated(number)
 
     for number in handled:

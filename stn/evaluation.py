@@ -17,6 +17,8 @@ def evaluate(run: Run, config: DictConfig) -> dict[str, float]:
     config = config.copy()
     config.callbacks, config.logger, config.compile = {}, {}, None
     config.trainer.devices, config.trainer.strategy = 1, "auto"
+    if "num_nodes" in config.trainer:
+        config.trainer.num_nodes = 1
     check(config)
     prepare_process(config)
     trainer = build_trainer(config, [ThetaMonitor(), progress_bar()])

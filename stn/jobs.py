@@ -37,6 +37,8 @@ def run(composed: DictConfig) -> Any:
             check_effects(composed, overrides)
         return train(composed, checkpoint=checkpoint).get("best_val_accuracy")
     except Exception as error:
+        if cli.received:
+            raise
         sys.exit(cli.report_error("stn.train", error, HydraConfig.get().runtime.output_dir))
 
 

@@ -14,6 +14,8 @@ from stn.config import override
 from stn.errors import InputError
 from stn.run import find_run, load_checkpoint, read_config, read_metrics
 
+WHERE = ("dirpath", "folder", "save_dir", "root_dir", "log_dir")  # keys that say where something is written
+
 
 def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> tuple[DictConfig, Path]:
     """The config of an interrupted run, and the checkpoint that holds its state.
@@ -28,6 +30,7 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     config = read_config(folder, allow)
     if config is None:
         raise InputError(f"{folder} has no config.yaml, so it cannot be resumed: give the folder of a run")
+    check_paths(config, folder)
     checkpoint, state = last_checkpoint(folder)
     free = ("resume", "allow", "trainer.max_epochs", "hydra.run.dir")
     for text in overrides:
@@ -53,6 +56,19 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
             + (", unless trainer.max_epochs is raised" if is_constant else "")
         )
     return changed, checkpoint
+
+
+def check_paths(config: DictConfig, folder: Path) -> None:
+    """Raises InputError for a callback or a logger that would write outside the run's folder."""
+    inside = folder.resolve()
+    for group in ("callbacks", "logger"):
+        for name, node in config[group].items():
+            for key, value in (node or {}).items():
+                if key in WHERE and value is not None and not Path(value).resolve().is_relative_to(inside):
+                    raise InputError(
+                        f"{folder}/config.yaml: {group}.{name}.{key}={value} lies outside {folder}, and resuming would "
+                        "write there: set it inside"
+                    )
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:

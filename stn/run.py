@@ -230,7 +230,6 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> DictConfig | None:
         return None
     try:
         config = read_yaml(path)
-        config.pop("hydra", None)  # of the command that repeats the run
         OmegaConf.update(config, "folder", str(folder))
         OmegaConf.resolve(config)
         check_targets(OmegaConf.to_container(config), RUN, allow)

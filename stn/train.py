@@ -40,7 +40,8 @@ def run_folder(resume: str | None, new: str) -> str:
     if resume is not None:
         from stn.run import find_run
 
-        return str(find_run(resume))
+        found = find_run(resume)
+        return str(found.parent.parent if found.is_file() else found)  # a checkpoint of the run
     if cli.rank() > 0:
         new = tempfile.mkdtemp(prefix="stn-process-")
         atexit.register(shutil.rmtree, new, ignore_errors=True)

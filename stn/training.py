@@ -33,7 +33,7 @@ from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.layers import NotFiniteError
 from stn.process import LockedError, locked, prepare_process
 from stn.provenance import provenance
-from stn.resuming import continue_loggers, purge_events, read_rows
+from stn.resuming import continue_loggers, last_checkpoint, purge_events, read_rows
 from stn.run import load_checkpoint
 
 RESTARTS = 3  # after divergence, each with half the learning rate
@@ -64,9 +64,8 @@ def train_in(
 ) -> dict[str, Any]:
     """As `train`, in a folder where no other process trains."""
     with user_errors("folder"):
-        if rank() == 0:
-            if checkpoint is None:
-                make_folder(folder, config.overwrite)
+        if rank() == 0 and checkpoint is None:
+            make_folder(folder, config.overwrite)
             save(config, folder / "config.yaml")
     restarts = load_checkpoint(checkpoint)["stn"].get("restarts", 0) if checkpoint else 0
     while True:
@@ -74,9 +73,11 @@ def train_in(
         if not isinstance(broke_off, DivergedError) or config.on_divergence == "stop" or restarts == RESTARTS:
             break
         restarts += 1
-        last = folder / "checkpoints" / "last.ckpt"
-        checkpoint = last if last.exists() else None
-        start = f"epoch {load_checkpoint(last)['stn']['epoch']}" if checkpoint else "the start"
+        try:
+            checkpoint, state = last_checkpoint(folder)
+            start = f"epoch {state['stn']['epoch']}"
+        except InputError:  # none was written yet
+            checkpoint, start = None, "the start"
         say(f"{broke_off}\ngoing back to {start} with half the learning rate ({restarts} of {RESTARTS})")
 
     data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
@@ -116,7 +117,7 @@ def fit(
     """
     pl.seed_everything(config.seed, verbose=False)
     state = load_checkpoint(checkpoint) if checkpoint else None
-    config = config.copy()
+    config, given = config.copy(), config
     if state is None:
         config.optimizer.lr *= 0.5**restarts
     if state or restarts:
@@ -140,6 +141,8 @@ def fit(
     classifier.data_digest = data.digest
     if state and state["stn"].get("data", data.digest) != data.digest:
         raise InputError(f"the training data are not those that {checkpoint} was trained on: it cannot be resumed")
+    if state and trainer.is_global_zero:
+        save(given, Path(config.folder, "config.yaml"))  # with more epochs, perhaps
     with user_errors("logger", TypeError):  # of arguments that a logger hands on when it begins
         for logger in trainer.loggers:
             _ = logger.experiment  # type: ignore[attr-defined]  # every class of loggers has it

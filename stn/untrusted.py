@@ -6,6 +6,8 @@ checkpoint or its config.yaml, may name only the classes below, and those of pac
 
 import inspect
 import json
+import pickletools
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,23 +26,30 @@ from stn.errors import InputError
 from stn.optimization import Optimization
 from stn.placement import build_network
 
-# By the module that defines a class, the class that it must derive from. To build one of them can do no harm.
+# By the module that defines a class, the class that it must derive from.
+LAYERS = ("linear", "conv", "batchnorm", "normalization", "activation", "dropout", "pooling", "flatten")
 NETWORK: dict[str, type] = {
     "stn.layers": nn.Module,
     "stn.networks": nn.Module,
     "stn.placement": nn.Module,
-    "torch.nn.modules": nn.Module,
+    **{f"torch.nn.modules.{name}": nn.Module for name in LAYERS},
 }
-RUN: dict[str, type] = NETWORK | {
+# A resumed run builds these too; where they write is checked by `stn.resuming`.
+CALLBACKS = ("model_checkpoint", "lr_monitor", "early_stopping", "model_summary", "rich_model_summary", "progress")
+RUN: dict[str, type] = {
+    **NETWORK,
     "stn.data": pl.LightningDataModule,
     "stn.callbacks": pl.Callback,
-    "pytorch_lightning.callbacks": pl.Callback,
-    "pytorch_lightning.loggers": Logger,
+    **{f"pytorch_lightning.callbacks.{name}": pl.Callback for name in CALLBACKS},
+    "pytorch_lightning.loggers.csv_logs": Logger,
+    "pytorch_lightning.loggers.tensorboard": Logger,
     "pytorch_lightning.trainer": pl.Trainer,
 }
 OTHERS = (Optimization, build_network, progress_bar)
 ROOTS = ("stn", "torch", "pytorch_lightning")
 LARGEST_TEXT = 2**20  # bytes of a config.yaml or a metrics.json
+WRITTEN_BY_RUNS = r"\$\{hydra:runtime\.output_dir\}|\$\{folder\}[^$]*"
+LONGEST_LIST = 1000
 DEEPEST = 20
 MOST_NODES = 1_000_000
 
@@ -51,6 +60,9 @@ def read_checkpoint(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > size:
             raise ValueError("it would take more memory than its own size")
+        for entry in archive.infolist():
+            if entry.filename.endswith("data.pkl"):
+                check_pickle(archive.read(entry))
     content = torch.load(path, map_location="cpu", weights_only=True)
     for node in nodes(content):
         if isinstance(node, torch.Tensor) and (
@@ -58,6 +70,13 @@ def read_checkpoint(path: Path) -> Any:
         ):
             raise ValueError("it has a tensor that is larger than its data")
     return content
+
+
+def check_pickle(content: bytes) -> None:
+    """Raises ValueError for what `weights_only` admits, but what takes as much memory as it likes."""
+    for operation, argument, _ in pickletools.genops(content):
+        if operation.name == "STACK_GLOBAL" or (operation.name == "GLOBAL" and "bytearray" in str(argument)):
+            raise ValueError("it would build a bytearray")
 
 
 def read_yaml(path: Path) -> DictConfig:
@@ -73,6 +92,11 @@ def read_yaml(path: Path) -> DictConfig:
     config = OmegaConf.create(text)
     if not isinstance(config, DictConfig):
         raise ValueError("it is a list")
+    config.pop("hydra", None)  # of the command that repeats the run
+    for node in nodes(OmegaConf.to_container(config)):
+        # Those that a run writes. Others could read the environment, or grow without end.
+        if isinstance(node, str) and "${" in node and not re.fullmatch(WRITTEN_BY_RUNS, node):
+            raise ValueError(f"{node[:100]!r} would be evaluated")
     return config
 
 
@@ -115,14 +139,20 @@ def check_targets(config: Any, classes: dict[str, type], allow: Sequence[str] = 
             raise ValueError(f"{node!r} would be evaluated")
         if not isinstance(node, (dict, list, str, int, float, type(None))):
             raise ValueError(f"it holds a {type(node).__name__}")
+        if isinstance(node, list) and len(node) > LONGEST_LIST:
+            raise ValueError(f"it holds a list of {len(node):,} values")
         for key in node if isinstance(node, dict) else ():
-            if not isinstance(key, str) or (key.startswith("_") and key not in ("_target_", "_partial_")):
+            if (
+                not isinstance(key, str)
+                or key in ("device", "dtype")
+                or (key.startswith("_") and key not in ("_target_", "_partial_"))
+            ):
                 raise ValueError(f"it has the key {key!r}")
         if isinstance(node, dict) and "_target_" in node and not is_allowed(node["_target_"], classes, allow):
             name = str(node["_target_"])[:100]
             package = name.partition(".")[0]
             trust = f": if you trust the code of its package, set allow={package}." if package not in ROOTS else ""
-            raise InputError(f"_target_={name} is not a part of this version of stn or of torch.nn{trust}")
+            raise InputError(f"_target_={name} is not a part of this version of stn that a file may name{trust}")
 
 
 def is_allowed(name: Any, classes: dict[str, type], allow: Sequence[str]) -> bool:

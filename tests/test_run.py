@@ -92,7 +92,13 @@ def test_evaluate_finds_what_the_run_found(folder: Path, command: Command) -> No
     metrics = json.loads((folder / "metrics.json").read_text())
     assert f"{metrics['test_accuracy']:.2%}" in found.stdout and f"{metrics['test_loss']:.4g}" in found.stdout
     assert f"{metrics['test_transformer_pose_error_pixels']:.4g}" in found.stdout
-    more = ["data.test_images=30", "data.split_seed=3", "+trainer.limit_test_batches=1", "compile=default"]
+    more = [
+        "+trainer.num_nodes=2",
+        "data.test_images=30",
+        "data.split_seed=3",
+        "+trainer.limit_test_batches=1",
+        "compile=default",
+    ]
     other = command(str(folder), *more, verb="evaluate")
     assert other.returncode == 0 and f"{metrics['test_loss']:.4g}" not in other.stdout
 
@@ -158,7 +164,7 @@ def fewer(content: dict[str, Any]) -> None:
         (newer, "was written by a later version of stn (format 3; this version needs 2)"),
         (narrow, "best.ckpt has weights that do not fit the network it describes"),
         (fewer, "best.ckpt has weights that do not fit the network it describes"),
-        (unknown, "best.ckpt: _target_=stn.layers.Wrap is not a part of this version of stn or of torch.nn"),
+        (unknown, "best.ckpt: _target_=stn.layers.Wrap is not a part of this version of stn"),
         (renamed, "only one of the two has 'ell': give data of the same classes"),
         (swapped, "they are in another order: give data of the same classes"),
         (dict.clear, "best.ckpt is not a checkpoint of stn.train: give another checkpoint"),

@@ -198,6 +198,34 @@ def laughs(content: Content, path: Path) -> None:
     torch.save(content, path)
 
 
+def on_a_device(content: Content, path: Path) -> None:
+    large = {"_target_": "torch.nn.Linear", "in_features": 2**14, "out_features": 2**14, "device": "cpu"}
+    content["hyper_parameters"]["model"]["warp"] = large
+    torch.save(content, path)
+
+
+def deep_network(content: Content, path: Path) -> None:
+    rnn = {"_target_": "torch.nn.RNN", "input_size": 1, "hidden_size": 1, "num_layers": 10**9}
+    content["hyper_parameters"]["model"]["warp"] = rnn
+    torch.save(content, path)
+
+
+def long_list(content: Content, path: Path) -> None:
+    content["hyper_parameters"]["model"]["localization"]["channels"] = [1] * 10**5
+    torch.save(content, path)
+
+
+class Zeros:
+    """A bytearray of a gibibyte, which weights_only admits."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (2**30,)
+
+
+def bytes_of_memory(content: Content, path: Path) -> None:
+    torch.save(content | {"extra": Zeros()}, path)
+
+
 def sparse(content: Content, path: Path) -> None:
     content["state_dict"]["net.classifier.0.weight"] = torch.eye(3).to_sparse()
     torch.save(content, path)
@@ -264,13 +292,14 @@ def weights_alone(content: Content, path: Path) -> None:
 
 CHECKPOINTS = [pickled, plain_pickle, legacy, script, instantiator, bomb, stretched, wide, large_images, many_channels]
 CHECKPOINTS += [negative, many_looks, deep, laughs, sparse, words_for_weights, not_a_dict, words_for_parts, odd_format]
+CHECKPOINTS += [on_a_device, deep_network, long_list, bytes_of_memory]
 CHECKPOINTS += [no_epoch, random_words, nameless, no_classes, empty, noise, other_zip, directory, weights_alone]
 
 
 @pytest.mark.parametrize("make", CHECKPOINTS, ids=lambda make: make.__name__)
 def test_a_hostile_checkpoint_is_told(make: Callable[[Content, Path], None], trained: Path, canary: Path) -> None:
     make(torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True), Path("evil.ckpt"))
-    with pytest.raises(InputError, match=r"evil.ckpt .+"):
+    with pytest.raises(InputError, match=r"evil.ckpt.+"):
         stn.Run.open("evil.ckpt")
     assert not canary.exists()
 
@@ -289,6 +318,8 @@ TEXTS = {
     "binary": "\x00\x01\x02",
     "large": "a: " + "b" * 2**21,
     "recursive": "a: ${b}\nb: ${a}",
+    "growing": "\n".join(["x0: " + "a" * 80, *(f"x{n + 1}: {f'${{x{n}}}' * 80}" for n in range(5))]),
+    "environment": "a: ${oc.env:HOME}",
     "no such resolver": "a: ${os.system:touch canary}",
 }
 
@@ -330,6 +361,35 @@ def test_a_checkpoint_names_no_files_but_its_own(folder: Path, canary: Path) -> 
     assert metrics["tested_checkpoint"] == "checkpoints/best.ckpt"
 
 
+@pytest.mark.parametrize("name", ["Documents", "..", "thesis.ckpt"])
+def test_a_resumed_run_removes_nothing_of_the_users(name: str, folder: Path, canary: Path) -> None:
+    kept = folder / "checkpoints" / name.replace("..", "Documents") / "thesis.txt"  # perhaps named as a checkpoint is
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    last = folder / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    for state in content["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = f"/x/{name}"
+    torch.save(content, last)
+    (folder / "metrics.json").unlink()
+    config, checkpoint = resumed("run")
+    config.trainer.max_epochs = 2
+    train(config, checkpoint=checkpoint)
+    assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("key", ["callbacks.last.dirpath", "callbacks.history.folder", "logger.csv.save_dir"])
+def test_a_resumed_run_writes_in_its_folder_alone(key: str, folder: Path, canary: Path) -> None:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    group, name, leaf = key.split(".")
+    config[group][name][leaf] = str(canary.parent / "victim")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match=rf"config.yaml: {key}=.*victim lies outside run, and resuming would write"):
+        resumed("run", ["trainer.max_epochs=2"])
+    assert not (canary.parent / "victim").exists()
+
+
 PLUGIN = """
 import os
 from stn.layers import Affine
@@ -347,7 +407,7 @@ def test_a_package_is_allowed_by_the_users_own_word(trained: Path, canary: Path,
     shutil.copytree(trained, "run")
     shutil.copy("own.ckpt", "run/checkpoints/best.ckpt")
     variables = {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', Path(stn.__file__).parent.parent)}:{canary.parent}"}
-    said = "_target_=myown.Mine is not a part of this version of stn or of torch.nn: if you trust", "set allow=myown."
+    said = "_target_=myown.Mine is not a part of this version of stn that a file may name", "set allow=myown."
     refused(command("run", verb="evaluate", variables=variables), *said, program="stn.evaluate")
     assert not Path("imported").exists()
     found = command("run", "allow=myown.", verb="evaluate", variables=variables)
