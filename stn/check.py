@@ -70,7 +70,7 @@ def check_effects(config: DictConfig, overrides: Iterable[str]) -> None:
             if value in values and any(name == key or name.startswith(f"{key}.") for key in keys):
                 raise InputError(f"{text} does nothing with {other}={value}: leave out one of the two")
         if name == "trainer.log_every_n_steps" and not any(config.logger.values()):
-            raise InputError(f"{text} does nothing without a logger: leave it out, or set logger=csv")
+            raise InputError(f"{text} is for a logger, and there is none: leave it out, or set logger=csv")
 
 
 def check(config: DictConfig) -> None:

@@ -58,7 +58,7 @@ class Run:
         """Opens a run's folder, a checkpoint, or "latest": the run in outputs/ that wrote a checkpoint last.
 
         In a folder it takes the checkpoint that was tested, otherwise the best one, otherwise the last one.
-        No code of a file is executed, whoever wrote it: it may only name classes of stn and torch.nn.
+        No code of a file is executed, whoever wrote it: it may name only parts of stn and layers of torch.nn.
         allow: packages whose classes it may name too, such as "mypackage.". They are imported.
         Raises InputError if there is no checkpoint, or if it cannot be opened.
         """

@@ -66,7 +66,6 @@ def train_in(
     with user_errors("folder"):
         if rank() == 0 and checkpoint is None:
             make_folder(folder, config.overwrite)
-            save(config, folder / "config.yaml")
     restarts = load_checkpoint(checkpoint)["stn"].get("restarts", 0) if checkpoint else 0
     while True:
         trainer, classifier, broke_off = fit(config, callbacks, checkpoint, restarts)
@@ -134,15 +133,18 @@ def fit(
     classifier = build_classifier(config, data)
     classifier.restarts = restarts
     if trainer.is_global_zero:
-        if state is None:
-            write_json(Path(config.folder, "environment.json"), provenance(trainer.strategy.root_device))
         say(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
     read_data(data, "fit", "test")
     classifier.data_digest = data.digest
     if state and state["stn"].get("data", data.digest) != data.digest:
         raise InputError(f"the training data are not those that {checkpoint} was trained on: it cannot be resumed")
-    if state and trainer.is_global_zero:
-        save(given, Path(config.folder, "config.yaml"))  # with more epochs, perhaps
+    # Only now: a run that cannot begin costs nothing of what is in the folder.
+    if trainer.is_global_zero:
+        folder = Path(config.folder)
+        if state is None:
+            empty_folder(folder)
+            write_json(folder / "environment.json", provenance(trainer.strategy.root_device))
+        save(given, folder / "config.yaml")  # of a resumed run it may have more epochs
     with user_errors("logger", TypeError):  # of arguments that a logger hands on when it begins
         for logger in trainer.loggers:
             _ = logger.experiment  # type: ignore[attr-defined]  # every class of loggers has it
@@ -163,25 +165,21 @@ def fit(
 
 
 def make_folder(folder: Path, overwrite: bool) -> None:
-    """Makes the folder of a run. A run that it holds is deleted if `overwrite`, otherwise InputError is raised."""
+    """Makes the folder of a run. Raises InputError for one that holds a run, unless `overwrite`."""
     if folder.resolve() == Path.cwd():
         raise InputError("a run would fill the current folder: give it one of its own, such as hydra.run.dir=runs/mine")
-    if (folder / "config.yaml").exists():
-        if not overwrite:
-            raise InputError(f"{folder} holds a run already: go on with it by resume={folder}, or set overwrite=true")
-        for name in ("checkpoints", "figures"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for pattern in (
-            "config.yaml",
-            "environment.json",
-            "metrics.*",
-            "hparams.yaml",
-            "error.txt",
-            "events.out.tfevents.*",
-        ):
-            for path in folder.glob(pattern):
-                path.unlink()
+    if (folder / "config.yaml").exists() and not overwrite:
+        raise InputError(f"{folder} holds a run already: go on with it by resume={folder}, or set overwrite=true")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def empty_folder(folder: Path) -> None:
+    """Deletes what an earlier run has written into a folder."""
+    for name in ("checkpoints", "figures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    written = ("config.yaml", "environment.json", "metrics.*", "hparams.yaml", "error.txt", "events.out.tfevents.*")
+    for path in (path for pattern in written for path in folder.glob(pattern)):
+        path.unlink()
 
 
 class KeepSigterm(pl.Callback):

@@ -1,4 +1,4 @@
-"""Reads files that may come from anybody. Nothing in them is executed, and sizes are checked before memory is taken.
+"""Reads files that may come from anybody. Nothing in them is executed, and their sizes are checked first.
 
 A run's own config, given to `python -m stn.train`, is code: it may name any class. What opens a finished run, its
 checkpoint or its config.yaml, may name only the classes below, and those of packages that the user allows.
@@ -80,7 +80,7 @@ def check_pickle(content: bytes) -> None:
 
 
 def read_yaml(path: Path) -> DictConfig:
-    """A config with its interpolations resolved. Raises an exception, of many classes, for one that cannot be read."""
+    """The config of a run, without the part for Hydra. Raises an exception, of many classes, for any other file."""
     text = read_text(path)
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -158,9 +158,8 @@ def check_targets(config: Any, classes: dict[str, type], allow: Sequence[str] = 
 def is_allowed(name: Any, classes: dict[str, type], allow: Sequence[str]) -> bool:
     """Whether a dotted name is that of an allowed class or function, also after its re-exports are followed."""
     packages = [package.removesuffix(".") for package in allow]
-    if not isinstance(name, str) or not within(
-        name, ("stn", "torch.nn", "pytorch_lightning", *packages)
-    ):  # nothing else is even imported
+    # Nothing else is even imported.
+    if not isinstance(name, str) or not within(name, ("stn", "torch.nn", "pytorch_lightning", *packages)):
         return False
     try:
         found = get_object(name)

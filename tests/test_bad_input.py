@@ -48,6 +48,19 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("callbacks.last.dirpath=''", "callbacks.last.dirpath is empty: leave it out, or give a name"),
         ("on_divergence=wait", "on_divergence=wait must be stop or restart"),
         ("allow=[1]", "allow=[1] must be a package whose code you trust"),
+        ("model.placement=none model.localization.hidden=8", "does nothing with model.placement=none: leave out one"),
+        ("model.placement=shared model/localization=conv", "does nothing with model.placement=shared"),
+        ("model.placement=none model/warp=tps", "model/warp=tps does nothing with model.placement=none"),
+        ("optimizer.schedule=cosine optimizer.warmup=0.1", "nothing with optimizer.schedule=cosine"),
+        ("optimizer=adamw +optimizer.momentum=0.5", "does nothing with optimizer.algorithm=adamw"),
+        ("data.validate_on=test", "data.val_fraction=0.2 does nothing with data.validate_on=test: leave out one"),
+        ("logger=none trainer.log_every_n_steps=3", "is for a logger, and there is none"),
+        ("model.transformer.num_looks=1000000000", "num_looks must lie between 1 and 16"),
+        (
+            "+model.transformer.output_size=4000",
+            "a whole number or (height, width), each from 1 to 1024",
+        ),
+        ("data.test_images=1000000000000", "GiB of memory, but there are"),
         ("logger=null", "a group needs the name of one of its choices"),
         ("compile=fast", "compile=fast must be null or one of default, reduce-overhead, max-autotune"),
         ("matmul_precision=low", "matmul_precision=low must be one of highest, high, medium"),
@@ -74,12 +87,12 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("data.mean=[nan,0,0]", "data: mean must be null, or a number for each of the channels (3), not [nan, 0, 0]"),
         ("callbacks.checkpoint.filename=../../x", "must be the name of a file in the run's folder, without /"),
         ("+logger.mlflow._target_=pytorch_lightning.loggers.MLFlowLogger", "logger.mlflow: Requirement 'mlflow"),
-        ("data.train_images=1000000000000", "data: there is not enough memory for so much"),
+        ("data.train_images=1000000000000", "images of 3 x 32 x 32 need 5,722,045.9 GiB of memory, but there are"),
         ("model.localization.hidden=1000000000000", "model: there is not enough memory for so large a value"),
     ],
 )
 def test_settings(override: str, said: str, command: Command) -> None:
-    refused(command(*TINY, override), said)
+    refused(command(*TINY, *override.split()), said)
 
 
 def test_a_callback_that_watches_nothing(command: Command) -> None:

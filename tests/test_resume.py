@@ -209,6 +209,9 @@ def test_a_folder_with_a_run_is_not_written_over(
     with pytest.raises(InputError, match=r"holds a run already: go on with it by resume=.*, or set overwrite=true"):
         train(composed(*TINY))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(InputError, match="batch_size 1000 is larger"):  # cannot begin, so nothing is deleted
+        train(composed(*TINY, "overwrite=true", "data.batch_size=1000"))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     metrics = train(composed(*TINY, "overwrite=true", "callbacks=minimal", "logger=none"))
     assert metrics["epochs"] == 2
     names = {path.name for path in folder.rglob("*") if path.is_file()}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from stn.data.decoding import check_memory
 from stn.data.resident import ResidentDataModule
 from stn.layers import Affine, corners, pixel_centres, sample
 
@@ -133,6 +134,7 @@ class ShapesDataModule(ResidentDataModule):
             raise ValueError(f"0 < min_scale <= max_scale <= 1 must hold, not {min_scale} and {max_scale}")
         if not 0 <= rotation <= 180:
             raise ValueError(f"rotation must lie between 0 and 180 degrees, not {rotation}")
+        check_memory(train_images + test_images, self.channels, self.image_size)
         self.count = {"train": train_images, "test": test_images}
         self.rotation, self.scale = rotation, (min_scale, max_scale)
         self.poses: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ from stn.layers.sampling import Mode, Padding, check_sampling, pixel_centres, sa
 from stn.layers.warps import Affine, Warp, decompose
 
 MOST_LOOKS = 16
+LARGEST_OUTPUT = 1024  # pixels a side
 LARGEST_SUPERSAMPLE = 8
 LARGEST_THETA = 1e4  # far beyond any image; larger values may overflow
 
@@ -196,8 +197,11 @@ def checked_warp(warp: Warp) -> Warp:
 def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
     """A size (height, width), or the side of a square, as (height, width), with a ValueError for anything else."""
     sides = size if isinstance(size, Sequence) else (size, size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side is not True and side > 0 for side in sides):
-        raise ValueError(f"output_size must be a whole number or (height, width), each 1 or more, not {size!r}")
+    fits = [isinstance(side, int) and side is not True and 0 < side <= LARGEST_OUTPUT for side in sides]
+    if len(fits) != 2 or not all(fits):
+        raise ValueError(
+            f"output_size must be a whole number or (height, width), each from 1 to {LARGEST_OUTPUT}, not {size!r}"
+        )
     return sides[0], sides[1]
 
 

@@ -6,35 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from test_warps import FAMILIES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stn.callbacks.warp_gallery import draw
-from stn.layers import (
-    Affine,
-    AffineExponential,
-    Attention,
-    BSpline,
-    ConvLocalization,
-    Diffeomorphic,
-    LogPolar,
-    Projective,
-    Rotation,
-    Similarity,
-    SpatialTransformer,
-    ThinPlateSpline,
-    Translation,
-    Warp,
-    corners,
-    thetas,
-)
+from stn.layers import ConvLocalization, SpatialTransformer, Warp, corners, thetas
 from stn.metrics import PoseError, ThetaStatistics
 
-FAMILIES: list[Callable[[], Warp]] = [
-    *[Affine, AffineExponential, Attention, BSpline, Diffeomorphic, LogPolar],
-    *[Projective, Rotation, Similarity, ThinPlateSpline, Translation],
-]
 APPLE = torch.device("meta")  # a name that every build of torch knows; its tensors here do hold values
 
 

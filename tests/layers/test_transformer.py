@@ -329,7 +329,7 @@ def test_a_projective_horizon_in_the_image_gives_finite_gradients() -> None:
         *(
             (
                 {"output_size": size},
-                "output_size must be a whole number or .height, width., each 1 or more, not " + said,
+                "output_size must be a whole number or .height, width., each from 1 to 1024, not " + said,
             )
             for size, said in [
                 ([0, 8], r"\[0, 8\]"),
@@ -341,6 +341,7 @@ def test_a_projective_horizon_in_the_image_gives_finite_gradients() -> None:
                 (24.0, "24.0"),
                 (True, "True"),
                 ("24", "'24'"),
+                (1025, "1025"),
             ]
         ),
         ({"num_looks": 0}, "num_looks must lie between 1 and 16, and supersample between 1 and 8, not 0 and 1"),
