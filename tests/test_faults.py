@@ -193,6 +193,27 @@ def test_a_clock_that_jumps_changes_no_figure(
     assert stn.Run.open(tmp_path / "run").epoch == metrics["tested_epoch"]
 
 
+def test_the_programs_own_handler_of_sigterm_is_kept(composed: Callable[..., DictConfig]) -> None:
+    """Lightning's waits for processes that wait for this one."""
+    found = []
+
+    class Look(pl.Callback):
+        def look(self, *anything: Any) -> None:
+            found.append(signal.getsignal(signal.SIGTERM))
+
+        on_train_batch_end = on_validation_batch_end = on_test_batch_end = look
+
+    def own(*anything: Any) -> None:
+        pass
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        train(composed(*TINY, *QUIET), [Look()])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(found) > 5 and set(found) == {own}
+
+
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_a_process_that_ends_ends_the_others(name: str, command: Command, tmp_path: Path) -> None:
     number = int(signal.Signals[name])

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from collections import OrderedDict
@@ -346,6 +347,25 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(name: str, folder: Path, co
         refused(command("run", verb="evaluate"), name, program="stn.evaluate")
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (on_a_device, "it has the key 'device'"),
+        (bytes_of_memory, "it would build a bytearray"),
+        (long_list, "it holds a list of 100,000 values"),
+        (bomb, "it would take more memory than its own size"),
+        (stretched, "it has a tensor that is larger than its data"),
+        (laughs, "nested more than 20 deep"),
+    ],
+)
+def test_memory_is_refused_before_it_is_taken(
+    make: Callable[[Content, Path], None], said: str, trained: Path, canary: Path
+) -> None:
+    make(torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True), Path("evil.ckpt"))
+    with pytest.raises(InputError, match=re.escape(said)):
+        stn.Run.open("evil.ckpt")
+
+
 def test_a_checkpoint_names_no_files_but_its_own(folder: Path, canary: Path) -> None:
     """Lightning would load the best one from wherever the last one says, from a server too, and remove the others."""
     last = folder / "checkpoints" / "last.ckpt"
@@ -361,10 +381,12 @@ def test_a_checkpoint_names_no_files_but_its_own(folder: Path, canary: Path) -> 
     assert metrics["tested_checkpoint"] == "checkpoints/best.ckpt"
 
 
-@pytest.mark.parametrize("name", ["Documents", "..", "thesis.ckpt"])
+@pytest.mark.parametrize("name", ["Documents", "..", "thesis.ckpt", "notes.txt"])
 def test_a_resumed_run_removes_nothing_of_the_users(name: str, folder: Path, canary: Path) -> None:
-    kept = folder / "checkpoints" / name.replace("..", "Documents") / "thesis.txt"  # perhaps named as a checkpoint is
-    kept.parent.mkdir()
+    kept = folder / "checkpoints" / name.replace("..", "Documents")  # a folder perhaps named as a checkpoint is
+    if name != "notes.txt":
+        kept.mkdir()
+        kept /= "thesis.txt"
     kept.write_text("mine")
     last = folder / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
