@@ -119,7 +119,8 @@ def explain(error: BaseException) -> str | None:
     while link is not None:
         if isinstance(link, InputError):
             return str(link)
-        link = link.__cause__
+        # OmegaConf raises an error of its own for one of a resolver, without naming it as the cause.
+        link = link.__cause__ or (link.__context__ if isinstance(link, OmegaConfBaseException) else None)
     # A ValueError of Hydra, or a TypeError of its own code for a list.
     raised = traceback.extract_tb(error.__traceback__)
     if "Config group override must be" in str(error) or (

@@ -61,6 +61,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
             "a whole number or (height, width), each from 1 to 1024",
         ),
         ("data.test_images=1000000000000", "GiB of memory, but there are"),
+        ("resume=nowhere", "stn.train: nowhere does not exist: give a run's folder, a checkpoint, or latest"),
         ("logger=null", "a group needs the name of one of its choices"),
         ("compile=fast", "compile=fast must be null or one of default, reduce-overhead, max-autotune"),
         ("matmul_precision=low", "matmul_precision=low must be one of highest, high, medium"),
