@@ -30,7 +30,6 @@ TOP_LEVEL_KEYS = (
     "matmul_precision",
 )
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-MOST_DEVICES = 1024
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
 SET_BY_PROGRAM = {
@@ -162,8 +161,6 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     for key in ("gradient_clip_val", "log_every_n_steps"):
         if trainer.get(key) is not None and not trainer[key] >= 0:
             raise InputError(f"trainer.{key}={trainer[key]} must not be negative")
-    if isinstance(trainer.get("devices"), int) and trainer["devices"] > MOST_DEVICES:
-        raise InputError(f"trainer.devices={trainer['devices']} must be {MOST_DEVICES} or less")
     accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
     if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise InputError(
@@ -171,6 +168,13 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             "what the machine has, or cpu"
         )
     on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    # A process for each. Two train on a single core too, which is enough to try it.
+    most, devices = torch.cuda.device_count() if on_cuda else max(2, os.cpu_count() or 1), str(trainer.get("devices"))
+    if devices.isdigit() and int(devices) > most:
+        raise InputError(
+            f"trainer.devices={devices} is more than this machine has: set {most} or less, or trainer.num_nodes for "
+            "more machines"
+        )
     if precision.startswith("bf16") and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError(
             f"trainer.precision={precision}: this GPU, {torch.cuda.get_device_name()}, has no bfloat16; use 16-mixed "

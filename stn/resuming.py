@@ -72,19 +72,21 @@ def check_paths(config: DictConfig, folder: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The last checkpoint of a run that can be read, and its content. Raises InputError if there is none."""
+    """The last checkpoint of a run that can be read, and its content. Raises InputError if there is none.
+
+    That is last.ckpt; without it, the file that was written last, whatever the config calls it.
+    """
     broken: InputError | None = None
-    for name in ("last", "best"):
-        path = folder / "checkpoints" / f"{name}.ckpt"
-        if path.is_file():
-            try:
-                content = load_checkpoint(path)
-            except InputError as error:
-                broken = broken or error
-                continue
-            if broken:
-                print(f"{broken}\nresuming from {path} instead, after epoch {content['stn']['epoch']}")
-            return path, content
+    paths = [path for path in (folder / "checkpoints").glob("*.ckpt") if path.is_file()]
+    for path in sorted(paths, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime_ns), reverse=True):
+        try:
+            content = load_checkpoint(path)
+        except InputError as error:
+            broken = broken or error
+            continue
+        if broken:
+            print(f"{broken}\nresuming from {path} instead, after epoch {content['stn']['epoch']}")
+        return path, content
     raise broken or InputError(
         f"{folder} has no checkpoint in checkpoints/, so it cannot be resumed: train again, without callbacks=minimal"
     )

@@ -161,6 +161,8 @@ def find_checkpoint(folder: Path) -> Path:
     for name in names:
         if name and (folder / name).is_file():
             return folder / name
+    if others := [path for path in (folder / "checkpoints").glob("*.ckpt") if path.is_file()]:
+        return max(others, key=lambda path: path.stat().st_mtime_ns)
     jobs = sorted(path.parent.parent for path in folder.glob("*/checkpoints/*.ckpt"))
     if jobs:
         raise InputError(f"{folder} holds the runs of a sweep: give one of them, such as {jobs[0]}")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -200,6 +201,14 @@ def test_a_broken_last_checkpoint_gives_way_to_the_one_before(folder: Path, caps
     config, checkpoint = resumed(str(folder))
     assert checkpoint.name == "best.ckpt" and "last.ckpt cannot be read" in capsys.readouterr().out
     assert train(config, checkpoint=checkpoint)["epochs"] == 4
+
+
+def test_checkpoints_of_other_names_are_found(folder: Path) -> None:
+    for name, written in {"best": 1000, "last": 2000}.items():
+        renamed = (folder / "checkpoints" / f"{name}.ckpt").rename(folder / "checkpoints" / f"epoch-{name}.ckpt")
+        os.utime(renamed, (written, written))
+    assert resumed(str(folder))[1].name == "epoch-last.ckpt"
+    assert stn.Run.open(folder).checkpoint.name == "epoch-last.ckpt"
 
 
 def test_a_folder_with_a_run_is_not_written_over(

@@ -82,7 +82,8 @@ def keep(images: Tensor, cache: Path, name: str) -> None:
 
 def trim(cache: Path) -> None:
     """Removes the files that were not used for longest, down to `LARGEST_CACHE` bytes."""
-    files = [(path, path.stat()) for path in cache.glob(f"{PREFIX}*")]
+    names = (PREFIX + 32 * "[0-9a-f]" + ".pt", PREFIX + 8 * "?" + ".part")  # and no file of anybody else's
+    files = [(path, path.stat()) for name in names for path in cache.glob(name)]
     total = 0
     for path, status in sorted(files, key=lambda file: file[1].st_mtime_ns, reverse=True):
         total += status.st_size

@@ -254,14 +254,20 @@ def test_a_cache_that_is_a_file_is_told(root: Path, caplog: pytest.LogCaptureFix
 
 def test_the_files_not_used_for_longest_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
-    for age, name in enumerate(["first", "second"]):
+    first, second, third = (32 * letter for letter in "abc")
+    for age, name in enumerate([first, second]):
         keep(images, tmp_path, name)
         os.utime(tmp_path / f"decoded-{name}.pt", (1000 + age, 1000 + age))
-    assert recall(tmp_path, "first", images.shape) is not None
-    (tmp_path / "mine.txt").write_text("not the cache's")
-    monkeypatch.setattr(image_cache, "LARGEST_CACHE", 2.5 * (tmp_path / "decoded-first.pt").stat().st_size)
-    keep(images, tmp_path, "third")
-    assert {path.name for path in tmp_path.iterdir()} == {"decoded-first.pt", "decoded-third.pt", "mine.txt"}
+    assert recall(tmp_path, first, images.shape) is not None
+    (tmp_path / "decoded-abcdefgh.part").write_text("of a run that was killed")
+    os.utime(tmp_path / "decoded-abcdefgh.part", (999, 999))
+    for mine in ("mine.txt", "decoded-speech.pt"):
+        (tmp_path / mine).write_text("not the cache's")
+        os.utime(tmp_path / mine, (998, 998))
+    monkeypatch.setattr(image_cache, "LARGEST_CACHE", 2.5 * (tmp_path / f"decoded-{first}.pt").stat().st_size)
+    keep(images, tmp_path, third)
+    names = {f"decoded-{first}.pt", f"decoded-{third}.pt", "mine.txt", "decoded-speech.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_too_large_a_set_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
