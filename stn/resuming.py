@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from stn.config import override
+from stn.csv_logger import DurableCSVLogger, read_rows
 from stn.errors import InputError
 from stn.run import find_run, load_checkpoint, read_config, read_metrics
 
@@ -99,29 +99,21 @@ def purge_events(config: DictConfig, step: int) -> None:
             OmegaConf.update(node, "purge_step", step, force_add=True)
 
 
-def read_rows(folder: Path, steps: int) -> list[dict[str, str]]:
-    """The rows of metrics.csv for the first `steps` steps; none if there is no such file."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if (row.get("step") or "").isdigit() and int(row["step"]) < steps]
+def continue_loggers(loggers: Sequence[Logger], state: dict[str, Any]) -> None:
+    """Has loggers continue after the checkpoint whose content is `state`.
 
-
-def continue_loggers(loggers: Sequence[Logger], rows: Sequence[dict[str, str]], state: dict[str, Any]) -> None:
-    """Has loggers continue after the checkpoint whose content is `state`, and after these rows of metrics.csv.
-
-    A new CSVLogger deletes the file that it finds. The row of the epoch's means may be missing: it is written after the
-    checkpoint, and the run may have been killed in between.
+    metrics.csv loses the rows that are trained again. The row of the epoch's means may be missing: it is written after
+    the checkpoint, and the run may have been killed in between.
     """
     step = state["global_step"] - 1
     means = {**state["stn"].get("train_means", {}), "epoch": state["epoch"]}
     for logger in loggers:
-        if isinstance(logger, CSVLogger) and rows:
-            logger.experiment.metrics = [{key: value for key, value in row.items() if value} for row in rows]
-            if not any(row["step"] == str(step) and row.get("train/loss") for row in rows):
-                logger.log_metrics(means, step)
-            logger.save()
+        if isinstance(logger, DurableCSVLogger):
+            rows = read_rows(Path(logger.experiment.metrics_file_path))
+            rows = [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) <= step]
+            if rows and not any(row["step"] == str(step) and "train/loss" in row for row in rows):
+                rows.append({**{key: str(value) for key, value in means.items()}, "step": str(step)})
+            logger.experiment.replace(rows)
         elif isinstance(logger, TensorBoardLogger) and not has_means(Path(logger.log_dir), step):
             logger.log_metrics(means, step)
 

@@ -33,7 +33,7 @@ from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.layers import NotFiniteError
 from stn.process import LockedError, locked, prepare_process
 from stn.provenance import provenance
-from stn.resuming import continue_loggers, last_checkpoint, purge_events, read_rows
+from stn.resuming import continue_loggers, last_checkpoint, purge_events
 from stn.run import load_checkpoint
 
 RESTARTS = 3  # after divergence, each with half the learning rate
@@ -121,7 +121,6 @@ def fit(
         config.optimizer.lr *= 0.5**restarts
     if state or restarts:
         purge_events(config, state["global_step"] if state else 0)
-    rows = read_rows(Path(config.folder), state["global_step"]) if state else []
 
     compiling = [Compile(config.compile)] if config.compile else []
     trainer = build_trainer(config, [*callbacks, *compiling, KeepSigterm()])
@@ -150,7 +149,8 @@ def fit(
             _ = logger.experiment  # type: ignore[attr-defined]  # every class of loggers has it
             logger.log_hyperparams(settings(config))
     if state:
-        continue_loggers(trainer.loggers, rows, state)
+        if trainer.is_global_zero:
+            continue_loggers(trainer.loggers, state)
         classifier.random_state = state["stn"]["random_state"]
     try:
         with broken_off(trainer) as found:

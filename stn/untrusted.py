@@ -41,6 +41,7 @@ RUN: dict[str, type] = {
     "stn.data": pl.LightningDataModule,
     "stn.callbacks": pl.Callback,
     **{f"pytorch_lightning.callbacks.{name}": pl.Callback for name in CALLBACKS},
+    "stn.csv_logger": Logger,
     "pytorch_lightning.loggers.csv_logs": Logger,
     "pytorch_lightning.loggers.tensorboard": Logger,
     "pytorch_lightning.trainer": pl.Trainer,

@@ -55,7 +55,7 @@ FLOORS = (
     ["stn.errors", "stn.muon", "stn.process"],
     ["stn.networks", "stn.optimization", "stn.data", "stn.metrics", "stn.check"],
     ["stn.placement", "stn.classifier", "stn.callbacks", "stn.config"],
-    ["stn.cli", "stn.checkpoint_io", "stn.build", "stn.untrusted", "stn.provenance"],
+    ["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.build", "stn.untrusted", "stn.provenance"],
     ["stn.run", "stn.resuming", "stn.training"],
     ["stn.evaluation", "stn.jobs", "stn.__main__"],
     ["stn.train"],
