@@ -53,7 +53,7 @@ def build_classifier(config: DictConfig, data: ResidentDataModule) -> Classifier
             channels=data.channels,
             image_size=data.image_size,
             label_smoothing=plain["label_smoothing"],
-            score_mirrored=plain["score_mirrored"],
+            tta=plain["tta"] or ("mirror" if data.augmentation.flip else "none"),
             channels_last=plain["channels_last"],
         )
 

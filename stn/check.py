@@ -24,11 +24,12 @@ TOP_LEVEL_KEYS = (
     "on_divergence",
     "seed",
     "label_smoothing",
-    "score_mirrored",
+    "tta",
     "channels_last",
     "compile",
     "matmul_precision",
 )
+TTA = ("none", "mirror", "six")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
@@ -112,10 +113,12 @@ def _check_values(plain: dict[Any, Any]) -> None:
         raise InputError(f"seed={plain['seed']} must be a whole number from 0 to {2**32 - 1}")
     if not _fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
         raise InputError(f"label_smoothing={plain['label_smoothing']} must be a number in [0, 1)")
-    for key in ("score_mirrored", "channels_last", "overwrite"):
+    for key in ("channels_last", "overwrite"):
         if not _fits(plain[key], bool):
             raise InputError(f"{key}={plain[key]} must be true or false")
     allowed_packages(plain["allow"])
+    if plain["tta"] not in (None, *TTA):
+        raise InputError(f"tta={plain['tta']} must be null or one of {', '.join(TTA)}")
     if plain["compile"] not in (None, *COMPILE_MODES):
         raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE_MODES)}")
     if plain["on_divergence"] not in ("stop", "restart"):
@@ -169,7 +172,8 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
         )
     on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     # A process for each. Two train on a single core too, which is enough to try it.
-    most, devices = torch.cuda.device_count() if on_cuda else max(2, os.cpu_count() or 1), str(trainer.get("devices"))
+    most = max(1, torch.cuda.device_count()) if on_cuda else max(2, os.cpu_count() or 1)
+    devices = str(trainer.get("devices"))
     if devices.isdigit() and int(devices) > most:
         raise InputError(
             f"trainer.devices={devices} is more than this machine has: set {most} or less, or trainer.num_nodes for "

@@ -1,9 +1,8 @@
 """The LightningModule: a network built from a config, its loss, metrics and optimizer."""
 
-import math
 import os
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -17,7 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from stn.errors import DivergedError
 from stn.networks import Normalization, Whitening
 
-CHECKPOINT_FORMAT = 2  # to be increased by a change that cannot open the checkpoints before it
+TTA = Literal["none", "mirror", "six"]
+CHECKPOINT_FORMAT = 3  # to be increased by a change that cannot open the checkpoints before it
 
 
 class Classifier(pl.LightningModule):
@@ -29,8 +29,11 @@ class Classifier(pl.LightningModule):
     classes: the names of the classes.
     channels, image_size: the number of channels of the images, and their side in pixels.
     label_smoothing: of the loss in training; 0 in validation and test.
-    score_mirrored: outside training, averages the probabilities of each image and its mirror image.
+    tta: the views of each image whose probabilities are averaged outside training. none: the image; mirror: its mirror
+        image too; six: also both shifted by a pixel towards two corners, each of these four half as much (K. Jordan
+        2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5).
     channels_last: whether images and weights are in the channels-last memory format.
+    Raises ValueError for an unknown `tta`.
     """
 
     def __init__(
@@ -41,10 +44,12 @@ class Classifier(pl.LightningModule):
         channels: int = 3,
         image_size: int = 32,
         label_smoothing: float = 0.0,
-        score_mirrored: bool = False,
+        tta: TTA = "none",
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        if tta not in get_args(TTA):
+            raise ValueError(f"tta must be one of {', '.join(get_args(TTA))}, not {tta!r}")
         self.save_hyperparameters()
         self.normalization = Normalization(channels)
         self.net: torch.nn.Module = instantiate(
@@ -54,7 +59,7 @@ class Classifier(pl.LightningModule):
         self.net.to(memory_format=self.memory_format)
         self.example_input_array = torch.zeros(2, channels, image_size, image_size, dtype=torch.uint8)
         self.optimization = instantiate(optimizer)
-        self.label_smoothing, self.score_mirrored = label_smoothing, score_mirrored
+        self.label_smoothing, self.tta = label_smoothing, tta
         # Metrics of the classification; stn.metrics has those of θ.
         metrics = MetricCollection(
             {
@@ -78,11 +83,22 @@ class Classifier(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, num_classes), in float32, of images (N, C, H, W), uint8 or floats in [0, 1]."""
         images = self.normalization(images.contiguous(memory_format=self.memory_format))
-        scores = self.net(images).float()
-        if self.training or not self.score_mirrored:
+        if self.training or self.tta == "none":
+            scores: Tensor = self.net(images).float()
             return scores
-        views = torch.stack((scores, self.net(images.flip(3)).float()))
-        return views.log_softmax(2).logsumexp(0) - math.log(2)
+        views = [images, images.flip(3)]  # the image itself first, see ThetaMonitor
+        if self.tta == "six":
+            padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+            shifted = [padded[:, :, :-2, :-2], padded[:, :, 2:, 2:]]
+            views += [*shifted, *(view.flip(3) for view in shifted)]
+        weights = images.new_tensor({2: [1 / 2] * 2, 6: [1 / 4] * 2 + [1 / 8] * 4}[len(views)], dtype=torch.float32)
+        probabilities = torch.stack([self.net(view).float() for view in views]).log_softmax(2)
+        return (probabilities + weights.log()[:, None, None]).logsumexp(0)
+
+    @property
+    def views(self) -> int:
+        """How often the network sees each image outside training."""
+        return {"none": 1, "mirror": 2, "six": 6}[self.tta]
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it

@@ -20,6 +20,7 @@ def evaluate(run: Run, config: DictConfig) -> dict[str, float]:
     if "num_nodes" in config.trainer:
         config.trainer.num_nodes = 1
     check(config)
+    run.classifier.tta = config.tta or run.classifier.tta
     prepare_process(config)
     trainer = build_trainer(config, [ThetaMonitor(), progress_bar()])
     data = read_data(run.data(config, trainer), "test")

@@ -118,18 +118,27 @@ def test_label_smoothing_is_for_training_alone() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_mirror_images_are_scored_outside_training_alone() -> None:
-    plain, mirrored = classifier(), classifier(score_mirrored=True)
-    for module in (plain, mirrored):
-        torch.nn.init.normal_(module.net.get_submodule("transformer").get_submodule("head").weight, std=0.3)
-    mirrored.load_state_dict(plain.state_dict())
+def test_views_are_scored_outside_training_alone() -> None:
+    plain, mirror, six = (classifier(tta=tta) for tta in ("none", "mirror", "six"))
+    torch.nn.init.normal_(plain.net.get_submodule("transformer").get_submodule("head").weight, std=0.3)
     images = torch.rand(5, 3, 32, 32)
-    assert torch.equal(plain(images), mirrored(images))
-    plain.eval(), mirrored.eval()
-    expected = (plain(images).softmax(1) + plain(images.flip(3)).softmax(1)) / 2
-    torch.testing.assert_close(mirrored(images).exp(), expected)
-    assert not torch.allclose(expected, plain(images).softmax(1))
-    torch.testing.assert_close(mirrored(images), mirrored(images.flip(3)))
+    for module in (mirror, six):
+        module.load_state_dict(plain.state_dict())
+    scores = [module(images) for module in (plain, mirror, six)]  # in training
+    assert torch.equal(scores[0], scores[1]) and torch.equal(scores[0], scores[2])
+    for module in (plain, mirror, six):
+        module.eval()
+
+    def probabilities(images: torch.Tensor) -> torch.Tensor:
+        return (plain(images).softmax(1) + plain(images.flip(3)).softmax(1)) / 2
+
+    torch.testing.assert_close(mirror(images).exp(), probabilities(images))
+    assert not torch.allclose(mirror(images).exp(), plain(images).softmax(1))
+    torch.testing.assert_close(mirror(images), mirror(images.flip(3)))
+    # As airbench94's infer_mirror_translate.
+    padded = F.pad(images, (1,) * 4, "reflect")
+    shifted = [probabilities(padded[:, :, row : row + 32, row : row + 32]) for row in (0, 2)]
+    torch.testing.assert_close(six(images).exp(), (probabilities(images) + sum(shifted) / 2) / 2)
 
 
 def test_every_epoch_comes_in_its_own_order(tmp_path: Path) -> None:

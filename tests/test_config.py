@@ -112,7 +112,7 @@ def test_presets_are_the_published_systems(preset: str, parameters: int, compose
     data = config.data
     assert (data.batch_size, data.validate_on) == (64, "test")
     assert not any((data.flip, data.shift, data.cutout, data.cutmix))
-    assert config.label_smoothing == 0 and config.score_mirrored is False
+    assert config.label_smoothing == 0 and classifier.tta == "none"
     assert config.trainer.max_epochs == (20 if preset == "eva6_adil" else 50)
     transformer = classifier.net.get_submodule("transformer")
     assert transformer.align_corners is (preset == "eva6_adil")
@@ -162,7 +162,7 @@ def test_everything_trains_50_epochs_unless_a_preset_says_otherwise(composed: Co
         ("model.classifier=null", "model.classifier=None must be an object with a _target_"),
         ("+model.clasifier.hidden=3", r"model.clasifier=.*: model has no key 'clasifier'; did you mean 'classifier'\?"),
         ("data.batch_size={a:1}", "data.batch_size={'a': 1} must be a whole number"),
-        ("score_mirrored=2", "score_mirrored=2 must be true or false"),
+        ("tta=2", "tta=2 must be null or one of none, mirror, six"),
         ("label_smoothing=1.5", r"label_smoothing=1.5 must be a number in \[0, 1\)"),
         ("data._target_=stn.data.MNIST", "data._target_=stn.data.MNIST cannot be imported"),
     ],

@@ -101,6 +101,8 @@ def test_evaluate_finds_what_the_run_found(folder: Path, command: Command) -> No
     ]
     other = command(str(folder), *more, verb="evaluate")
     assert other.returncode == 0 and f"{metrics['test_loss']:.4g}" not in other.stdout
+    views = command(str(folder), "tta=six", verb="evaluate")
+    assert views.returncode == 0 and f"{metrics['test_loss']:.4g}" not in views.stdout
 
 
 def test_a_run_repeated_from_its_own_config_is_another_run(trained: Path, command: Command, tmp_path: Path) -> None:
@@ -160,8 +162,8 @@ def fewer(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (old, "was written by an earlier version of stn (format 1; this version needs 2): open it with that version"),
-        (newer, "was written by a later version of stn (format 3; this version needs 2)"),
+        (old, "was written by an earlier version of stn (format 1; this version needs 3): open it with that version"),
+        (newer, "was written by a later version of stn (format 4; this version needs 3)"),
         (narrow, "best.ckpt has weights that do not fit the network it describes"),
         (fewer, "best.ckpt has weights that do not fit the network it describes"),
         (unknown, "best.ckpt: _target_=stn.layers.Wrap is not a part of this version of stn"),

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class ThetaMonitor(pl.Callback):
     """Logs θ over the validation set: a histogram of each parameter, and `ThetaStatistics` as <transformer>/<name>.
 
-    If mirror images are scored, they count too. It warns when more than half of the images are lost.
+    If several views of each image are scored, all count. It warns when more than half of the images are lost.
 
     If the data has poses, it logs <transformer>/pose_error_pixels of the validation set and
     test/<transformer>_pose_error_pixels of the test set, see `PoseError`. Only transformers on the image have one.
@@ -80,8 +80,8 @@ class ThetaMonitor(pl.Callback):
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         assert isinstance(data, ResidentDataModule)
-        # If mirror images are scored, every second pass is theirs.
-        passes = self.records[name][:: 2 if pl_module.hparams["score_mirrored"] else 1]
+        # The truth is that of the image itself, the first of its views.
+        passes = self.records[name][:: pl_module.views]  # type: ignore[index]  # a Classifier has it
         height, width = passes[0].height, passes[0].width
         if split not in data.corners or (height, width) != data.images[split].shape[2:]:
             return

@@ -43,9 +43,9 @@ def known_theta() -> torch.Tensor:
     return torch.tensor([cos, -sin, SHIFT_X, sin, cos, SHIFT_Y])
 
 
-def fit(folder: Path, callbacks: list[pl.Callback], score_mirrored: bool = False, **options: Any) -> None:
+def fit(folder: Path, callbacks: list[pl.Callback], tta: Any = "none", **options: Any) -> None:
     """Fits a network whose transformer turns, zooms and shifts as is known, with 30 images to validate on."""
-    classifier = Classifier(MODEL, OPTIMIZER, CLASSES, score_mirrored=score_mirrored)
+    classifier = Classifier(MODEL, OPTIMIZER, CLASSES, tta=tta)
     with torch.no_grad():
         classifier.net.get_submodule("transformer").get_submodule("head").bias.copy_(known_theta())
     settings: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 3, "num_sanity_val_steps": 0} | options
@@ -202,12 +202,13 @@ def test_images_grow_in_training_and_are_whole_outside_it(precision: Any) -> Non
     assert before == [None]  # what the summary shows
 
 
-def test_mirror_images_do_not_count_in_the_pose_error(tmp_path: Path, events: EventAccumulator) -> None:
-    fit(tmp_path, [ThetaMonitor()], max_epochs=1, score_mirrored=True)
-    mirrored = EventAccumulator(str(tmp_path))
-    mirrored.Reload()
+@pytest.mark.parametrize("tta", ["mirror", "six"])
+def test_other_views_do_not_count_in_the_pose_error(tta: str, tmp_path: Path, events: EventAccumulator) -> None:
+    fit(tmp_path, [ThetaMonitor()], max_epochs=1, tta=tta)
+    views = EventAccumulator(str(tmp_path))
+    views.Reload()
     name = "transformer/pose_error_pixels"
-    assert mirrored.Scalars(name)[0].value == pytest.approx(events.Scalars(name)[0].value)
+    assert views.Scalars(name)[0].value == pytest.approx(events.Scalars(name)[0].value)
 
 
 def test_the_pictures_do_not_count_as_validation_images(tmp_path: Path) -> None:
