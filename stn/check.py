@@ -27,6 +27,7 @@ TOP_LEVEL_KEYS = (
     "tta",
     "channels_last",
     "compile",
+    "threads",
     "matmul_precision",
 )
 TTA = ("none", "mirror", "six")
@@ -121,6 +122,9 @@ def _check_values(plain: dict[Any, Any]) -> None:
         raise InputError(f"tta={plain['tta']} must be null or one of {', '.join(TTA)}")
     if plain["compile"] not in (None, *COMPILE_MODES):
         raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE_MODES)}")
+    cores = os.cpu_count() or 1
+    if plain["threads"] is not None and not (_fits(plain["threads"], int) and 1 <= plain["threads"] <= cores):
+        raise InputError(f"threads={plain['threads']} must be null, or a whole number from 1 to the {cores} cores")
     if plain["on_divergence"] not in ("stop", "restart"):
         raise InputError(f"on_divergence={plain['on_divergence']} must be stop or restart")
     if plain["matmul_precision"] not in MATMUL_PRECISIONS:

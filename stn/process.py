@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 
 def prepare_process(config: DictConfig) -> None:
@@ -21,8 +24,45 @@ def prepare_process(config: DictConfig) -> None:
     silence_lightning()
     tune_malloc()
     torch.set_float32_matmul_precision(config.matmul_precision)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     threading.excepthook = report_unless_tensorboard
     _ChildProcessObserver._terminate_all = wait_and_terminate  # type: ignore[assignment,method-assign]
+
+
+def compare_threads() -> tuple[float, float]:
+    """Milliseconds of a matrix product with one thread, and with as many as this process has. It takes 0.1 s.
+
+    Beside another program that computes, threads wait for each other, and several can be far slower than one.
+    """
+    factor, threads = torch.ones(512, 512), torch.get_num_threads()
+    found: dict[int, list[float]] = {1: [], threads: []}
+    try:
+        for _ in range(7):
+            for number, seconds in found.items():
+                torch.set_num_threads(number)
+                start = time.perf_counter()
+                factor @ factor
+                seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 1000 * median(found[1]), 1000 * median(found[threads])
+
+
+def warn_of_threads(device: torch.device) -> None:
+    """Warns if several threads of a CPU are slower than one."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return
+    one, several = compare_threads()
+    if several > one:
+        log.warning(
+            "%d threads are slower here than one: a matrix product takes %.1f ms instead of %.1f ms. Something else "
+            "computes on this machine: try threads=1.",
+            threads,
+            several,
+            one,
+        )
 
 
 class LockedError(Exception):

@@ -31,7 +31,7 @@ from stn.cli import print_table, rank, say
 from stn.config import save, write
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.layers import NotFiniteError
-from stn.process import LockedError, locked, prepare_process
+from stn.process import LockedError, locked, prepare_process, warn_of_threads
 from stn.provenance import provenance
 from stn.resuming import continue_loggers, last_checkpoint, purge_events
 from stn.run import load_checkpoint
@@ -133,6 +133,7 @@ def fit(
     classifier.restarts = restarts
     if trainer.is_global_zero:
         say(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
+        warn_of_threads(trainer.strategy.root_device)
     read_data(data, "fit", "test")
     classifier.data_digest = data.digest
     if state and state["stn"].get("data", data.digest) != data.digest:
@@ -252,8 +253,8 @@ def broken_off(trainer: pl.Trainer) -> Iterator[list[BaseException]]:
 
 def describe(config: DictConfig, trainer: pl.Trainer, classifier: Classifier) -> str:
     """Tells how a run computes: precision, device, threads, memory format, compilation and optimizer."""
-    device = trainer.strategy.root_device
-    said = [f"{trainer.precision} on {device}", f"{torch.get_num_threads()} threads"]
+    device, threads = trainer.strategy.root_device, torch.get_num_threads()
+    said = [f"{trainer.precision} on {device}", f"{threads} thread{'s' * (threads > 1)}"]
     if config.channels_last:
         said.append("channels-last")
     said.append(f"compiled ({config.compile})" if config.compile else "not compiled")

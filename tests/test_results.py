@@ -1,0 +1,93 @@
+"""Figures are quoted from the files in results/ alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, environment
+from omegaconf import DictConfig
+
+from stn.errors import InputError
+from stn.results import RESULTS, changes, experiment, page, read_results, record, with_tables
+from stn.training import train
+
+
+def test_the_pages_are_what_the_files_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    results = read_results()
+    assert (ROOT / "docs" / "results.md").read_text() == page(results), "run python -m stn.record"
+    readme = (ROOT / "README.md").read_text()
+    assert readme == with_tables(readme, results), "run python -m stn.record"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("python -m stn.train data=image_folder data.root=data/cifar10", "default"),
+        ("python -m stn.train experiment=fast94 seed=3 'hydra.run.dir=a run' data.root=data", "fast94"),
+        ("python -m stn.train tta=none experiment=fast94 model.placement=none", "fast94,model.placement=none,tta=none"),
+        ("python -m stn.train -m experiment=fast94 seed=0,1", "fast94"),
+    ],
+)
+def test_an_experiment_is_named_by_its_settings(command: str, name: str) -> None:
+    assert experiment(command) == name
+
+
+@pytest.fixture
+def folder(composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run, as the command would have left it."""
+    train(composed(*TINY, "callbacks=minimal"))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "run" / "environment.json"
+    found = json.loads(path.read_text()) | {"command": "python -m stn.train experiment=demo seed=0", "commit": "abc"}
+    path.write_text(json.dumps(found))
+    return tmp_path / "run"
+
+
+def test_a_result_has_all_that_a_figure_rests_on(folder: Path) -> None:
+    assert record(folder) == RESULTS / "demo" / "0.json"
+    (result,) = read_results()["demo"]
+    assert result["metrics"] == json.loads((folder / "metrics.json").read_text())
+    assert [row["epoch"] for row in result["curve"]] == [1, 2]
+    assert result["curve"][-1]["val/accuracy"] == result["metrics"]["last_val_accuracy"]
+    assert result["curve"][-1].keys() == {"epoch", "train/accuracy", "train/loss", "val/accuracy", "val/loss"}
+    assert result["config"]["data"]["train_images"] == 60 and result["commit"] == "abc"
+    assert {"date", "machine", "versions"} <= result.keys()
+
+
+def test_what_is_no_result_is_refused(folder: Path) -> None:
+    path = folder / "environment.json"
+    path.write_text(path.read_text().replace("abc", "abc-dirty"))
+    with pytest.raises(InputError, match=r"was trained by code of no commit \(abc-dirty\): commit it"):
+        record(folder)
+    (folder / "metrics.json").unlink()
+    with pytest.raises(InputError, match="is not the folder of a finished run"):
+        record(folder)
+    assert not RESULTS.exists()
+
+
+def test_a_change_is_compared_with_the_same_seeds() -> None:
+    def runs(accuracies: dict[int, float]) -> list[dict[str, object]]:
+        return [{"seed": seed, "metrics": {"test_accuracy": value}} for seed, value in accuracies.items()]
+
+    found = changes({"fast94": runs({0: 0.9, 1: 0.92, 2: 0.1}), "fast94,tta=none": runs({0: 0.8, 1: 0.82})})
+    assert "| `tta=none` | 81.00% (80.00% to 82.00%) | 91.00% (90.00% to 92.00%) | 2 |" in found
+
+
+def test_the_command_makes_the_pages(folder: Path) -> None:
+    for name in ("results", "docs"):
+        (folder.parent / name).mkdir()
+    shutil.copy(ROOT / "results" / "published.json", folder.parent / "results")
+    shutil.copy(ROOT / "results" / "published_logs.csv", folder.parent / "results")
+    shutil.copy(ROOT / "README.md", folder.parent)
+    command = [sys.executable, "-m", "stn.record", "run"]
+    found = subprocess.run(command, cwd=folder.parent, env=environment(), capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "results/demo/0.json\n"), found.stderr
+    accuracy = json.loads((folder / "metrics.json").read_text())["test_accuracy"]
+    for name in ("docs/results.md", "README.md"):
+        assert f"**{accuracy:.2%}**" in (folder.parent / name).read_text()
+    assert (folder.parent / "docs" / "published.png").exists()
