@@ -110,12 +110,12 @@ def _check_values(plain: dict[Any, Any]) -> None:
     """Checks the values of the top-level keys."""
     if not plain["folder"] or not isinstance(plain["folder"], str):
         raise InputError(f"folder={plain['folder']} must be a path")
-    if not _fits(plain["seed"], int) or not 0 <= plain["seed"] < 2**32:
+    if not fits(plain["seed"], int) or not 0 <= plain["seed"] < 2**32:
         raise InputError(f"seed={plain['seed']} must be a whole number from 0 to {2**32 - 1}")
-    if not _fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
+    if not fits(plain["label_smoothing"], float) or not 0 <= plain["label_smoothing"] < 1:
         raise InputError(f"label_smoothing={plain['label_smoothing']} must be a number in [0, 1)")
     for key in ("channels_last", "overwrite"):
-        if not _fits(plain[key], bool):
+        if not fits(plain[key], bool):
             raise InputError(f"{key}={plain[key]} must be true or false")
     allowed_packages(plain["allow"])
     if plain["tta"] not in (None, *TTA):
@@ -123,7 +123,7 @@ def _check_values(plain: dict[Any, Any]) -> None:
     if plain["compile"] not in (None, *COMPILE_MODES):
         raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE_MODES)}")
     cores = os.cpu_count() or 1
-    if plain["threads"] is not None and not (_fits(plain["threads"], int) and 1 <= plain["threads"] <= cores):
+    if plain["threads"] is not None and not (fits(plain["threads"], int) and 1 <= plain["threads"] <= cores):
         raise InputError(f"threads={plain['threads']} must be null, or a whole number from 1 to the {cores} cores")
     if plain["on_divergence"] not in ("stop", "restart"):
         raise InputError(f"on_divergence={plain['on_divergence']} must be stop or restart")
@@ -140,7 +140,7 @@ def _check_values(plain: dict[Any, Any]) -> None:
 def allowed_packages(allow: Any) -> list[str]:
     """The packages that the key `allow` names: null, one, or a list. Raises InputError for another value."""
     packages = [allow] if isinstance(allow, str) else [] if allow is None else allow
-    if not _fits(packages, list[str]) or not all(re.fullmatch(r"(\w+\.)*\w+\.?", package) for package in packages):
+    if not fits(packages, list[str]) or not all(re.fullmatch(r"(\w+\.)*\w+\.?", package) for package in packages):
         raise InputError(f"allow={allow} must be a package whose code you trust, such as allow=mypackage.")
     return list(packages)
 
@@ -227,12 +227,12 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
         if key in given:
             raise InputError(f"{path}.{key}={value} cannot be set: {given[key]}")
         if key in arguments:
-            if not _fits(value, arguments[key]):
-                raise InputError(f"{path}.{key}={value} must be {_spell(arguments[key])}")
+            if not fits(value, arguments[key]):
+                raise InputError(f"{path}.{key}={value} must be {spell(arguments[key])}")
         elif open_ended is None:
             raise InputError(f"{path}.{key}={value}: {path} has no key {key!r}; {nearest(key, arguments)}")
-        elif not _fits(value, open_ended):
-            raise InputError(f"{path}.{key}={value} must be {_spell(open_ended)}")
+        elif not fits(value, open_ended):
+            raise InputError(f"{path}.{key}={value} must be {spell(open_ended)}")
 
 
 def arguments_of(target: Any) -> tuple[dict[str, Any], Any]:
@@ -269,7 +269,7 @@ def required_arguments(target: Any) -> list[str]:
     return [found.name for found in parameters if found.kind in named and found.default is found.empty]
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
     """Whether a value of a config (a primitive, a list, or a node with a `_target_`) matches a type hint."""
     if hint is Any:
         return True
@@ -279,13 +279,13 @@ def _fits(value: Any, hint: Any) -> bool:
         return _makes(value, hint) if "_target_" in value else dict in (hint, typing.get_origin(hint))
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, choice) for choice in inner)
+        return any(fits(value, choice) for choice in inner)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in inner)
     if isinstance(value, list):
         items = [part for part in inner if part is not Ellipsis] or [Any]
         is_sequence = hint is list or (origin not in (None, dict) and issubclass(origin, Iterable))
-        return is_sequence and all(_fits(item, items[0]) for item in value)
+        return is_sequence and all(fits(item, items[0]) for item in value)
     if hint is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
@@ -306,11 +306,11 @@ def _makes(node: Mapping[str, Any], hint: Any) -> bool:
     return True
 
 
-def _spell(hint: Any) -> str:
+def spell(hint: Any) -> str:
     """A type hint in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(" or ".join(_spell(choice) for choice in inner).split(" or ")))
+        return " or ".join(dict.fromkeys(" or ".join(spell(choice) for choice in inner).split(" or ")))
     if origin is Literal:
         return " or ".join(str(choice) for choice in inner)
     if origin is Callable:
@@ -321,7 +321,7 @@ def _spell(hint: Any) -> str:
     if hint in words:
         return words[hint]
     return (
-        f"a list of {_spell(inner[0]).removeprefix('a ')}s"
+        f"a list of {spell(inner[0]).removeprefix('a ')}s"
         if origin is not None and inner
         else getattr(hint, "__name__", str(hint))
     )

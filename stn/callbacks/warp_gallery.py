@@ -6,27 +6,20 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from stn.callbacks.pictures import drawing
 from stn.data.resident import ResidentDataModule
-from stn.layers import SpatialTransformer, thetas, transformers
-
-COLUMNS = 10
-# In pixels of the picture.
-SIDE = 96  # of an image
-GAP = 16  # around an image, for outlines that leave it
-CELL = SIDE + 2 * GAP
-MARGIN = 64
-TOP = 20
-BLOCK = TOP + 2 * CELL - GAP
-OUTLINE = "red"
+from stn.figures import readings, sheet
+from stn.layers import SpatialTransformer, recording, transformers
 
 
 class WarpGallery(pl.Callback):
     """Draws a picture for each transformer after every validation: images, the regions it reads, and what it reads.
+
+    Above each image stands the class that the network sees in it, and whether that is right.
 
     images: how many of the validation set, chosen once and spread over the classes.
     The image itself is warped, even for a transformer on a feature map. The pictures go to TensorBoard and to
@@ -51,21 +44,31 @@ class WarpGallery(pl.Callback):
         assert isinstance(data, ResidentDataModule)
         self.chosen = spread_over_classes(data.labels["val"].cpu(), self.count)
         self.originals = data.images["val"][self.chosen.to(data.images["val"].device)]
-        self.names = [data.classes[label] for label in data.labels["val"].cpu()[self.chosen]]
+        self.labels, self.classes = data.labels["val"].cpu()[self.chosen], data.classes
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         epoch = trainer.current_epoch + 1
         network = pl_module.get_submodule("net")
-        with trainer.precision_plugin.forward_context():
-            found = thetas(network, pl_module.get_submodule("normalization")(self.originals))
+        with trainer.precision_plugin.forward_context(), torch.no_grad(), recording(network) as records:
+            predicted = network(pl_module.get_submodule("normalization")(self.originals)).argmax(dim=1).cpu()
         for name, transformer in transformers(network).items():
             with drawing(f"what {name} reads in epoch {epoch}"):
-                self._draw(trainer, name, transformer, found[name], epoch)
+                self._draw(trainer, name, transformer, records[name][-1].theta, predicted, epoch)
 
-    def _draw(self, trainer: pl.Trainer, name: str, transformer: SpatialTransformer, theta: Tensor, epoch: int) -> None:
-        picture = draw(transformer, theta, self.originals, self.names, f"{name}, epoch {epoch}")
+    def _draw(
+        self,
+        trainer: pl.Trainer,
+        name: str,
+        transformer: SpatialTransformer,
+        theta: Tensor,
+        predicted: Tensor,
+        epoch: int,
+    ) -> None:
+        right = (predicted == self.labels).tolist()
+        names = [self.classes[label] for label in predicted]
+        picture = sheet(readings(transformer, theta, self.originals, names, right), f"{name}, epoch {epoch}")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 shown = np.asarray(picture)
@@ -100,53 +103,3 @@ def spread_over_classes(labels: Tensor, count: int) -> Tensor:
         rank[of_class] = torch.arange(int(of_class.sum()))
     order = torch.argsort(rank * (int(labels.max()) + 1) + labels)
     return order[:count]
-
-
-def square_outline(per_side: int = 24) -> Tensor:
-    """Points along the border of the square [-1, 1], clockwise and closed: (4 per_side + 1, 2)."""
-    along = torch.linspace(-1, 1, per_side + 1)[:-1]
-    one = torch.ones_like(along)
-    sides = [(along, -one), (one, along), (-along, one), (-one, -along)]
-    points = torch.cat([torch.stack(side, dim=1) for side in sides])
-    return torch.cat((points, points[:1]))
-
-
-@torch.no_grad()
-def draw(transformer: SpatialTransformer, theta: Tensor, images: Tensor, names: list[str], title: str) -> Image.Image:
-    """Images (N, C, H, W) uint8 with the outline of the region that θ (N, P) samples, and below them the samples."""
-    height, width = images.shape[-2:]
-    warped = transformer.transform(images.float(), theta).round().clamp(0, 255).byte()
-    outline = transformer.to_input(theta, square_outline().to(theta))
-    if transformer.align_corners:  # there ±1 is the centre of the outermost pixel, not its edge
-        outline = outline * torch.tensor([1 - 1 / width, 1 - 1 / height]).to(outline)
-    corners = (outline.cpu() + 1) / 2 * SIDE + GAP
-
-    columns = min(COLUMNS, len(images))
-    blocks = -(-len(images) // columns)
-    canvas = Image.new("RGB", (MARGIN + columns * CELL, TOP + blocks * BLOCK), "white")
-    brush, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=12)
-    brush.text((4, 4), title, "black", font)
-    for index, name in enumerate(names):
-        block, column = divmod(index, columns)
-        left, top = MARGIN + column * CELL, TOP + block * BLOCK
-        cell = to_picture(images[index])
-        ImageDraw.Draw(cell).line([(x, y) for x, y in corners[index].tolist()], OUTLINE, width=2)
-        canvas.paste(cell, (left, top + TOP))
-        canvas.paste(to_picture(warped[index]), (left, top + TOP + CELL - GAP))
-        brush.text((left + GAP, top + TOP - 4), name, "black", font)
-        if column == 0:
-            brush.text((8, top + TOP + CELL // 2), "input", "black", font)
-            brush.text((8, top + TOP + CELL + CELL // 2 - GAP), "sampled", "black", font)
-    return canvas
-
-
-def to_picture(image: Tensor) -> Image.Image:
-    """An image (C, H, W) uint8 as a cell of the gallery, its pixels kept as squares.
-
-    With one or two channels the first is shown in grey, otherwise the first three as red, green and blue.
-    """
-    shown = image[:3] if len(image) > 2 else image[:1].expand(3, -1, -1)
-    picture = Image.fromarray(shown.permute(1, 2, 0).cpu().contiguous().numpy())
-    cell = Image.new("RGB", (CELL, CELL), "white")
-    cell.paste(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST), (GAP, GAP))
-    return cell

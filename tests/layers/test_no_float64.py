@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from stn.callbacks.warp_gallery import draw
+from stn.figures import readings, sheet
 from stn.layers import ConvLocalization, SpatialTransformer, Warp, corners, thetas
 from stn.metrics import PoseError, ThetaStatistics
 
@@ -91,4 +91,4 @@ def test_a_transformer_is_used_without_float64(family: Callable[[], Warp], apple
     error = PoseError(transformer.to_input, 32, 32).to(apple)
     error.update(theta, corners().expand(4, -1, -1), torch.arange(4) % 2)  # the data's corners are float64
     assert error.compute().isfinite()
-    draw(transformer, theta, torch.zeros(4, 3, 32, 32, dtype=torch.uint8).to(apple), list("abcd"), "title")
+    sheet(readings(transformer, theta, torch.zeros(4, 3, 32, 32, dtype=torch.uint8).to(apple), list("abcd")), "title")

@@ -1,0 +1,147 @@
+"""Pictures in one style: what a transformer reads of images, and plots."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from stn.layers import SpatialTransformer
+
+# Okabe and Ito's colours, which the colour-blind tell apart, and which differ in print too.
+BLUE, VERMILION, YELLOW, GREEN, GREY = "#0072B2", "#D55E00", "#F0E442", "#009E73", "#777777"
+
+# In pixels of the picture.
+SIDE = 96  # of an image
+GAP = 16  # around an image, for outlines that leave it
+CELL = SIDE + 2 * GAP
+MARGIN = 64
+TOP = 20
+COLUMNS = 10
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a transformer reads of an image.
+
+    image: the original. outline: the border of the region that is read, (K, 2), (x, y) in [-1, 1] from edge to edge,
+    clockwise from the upper left corner of what is read, the upper side first; or None. seen: what is read.
+    caption: a line above. right: whether the caption is right, None if that is unknown.
+    """
+
+    image: Image.Image
+    outline: Tensor | None
+    seen: Image.Image
+    caption: str = ""
+    right: bool | None = None
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans, which comes with matplotlib and has Latin, Greek, Cyrillic and Arabic letters."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+def square_outline(per_side: int = 24) -> Tensor:
+    """Points along the border of the square [-1, 1], clockwise and closed: (4 per_side + 1, 2)."""
+    along = torch.linspace(-1, 1, per_side + 1)[:-1]
+    one = torch.ones_like(along)
+    sides = [(along, -one), (one, along), (-along, one), (-one, -along)]
+    points = torch.cat([torch.stack(side, dim=1) for side in sides])
+    return torch.cat((points, points[:1]))
+
+
+@torch.no_grad()
+def outlines(transformer: SpatialTransformer, theta: Tensor, height: int, width: int) -> Tensor:
+    """The borders of the regions that θ (N, P) reads in images of height x width pixels, see `Reading`: (N, K, 2)."""
+    found = transformer.to_input(theta, square_outline().to(theta))
+    if transformer.align_corners:  # there ±1 is the centre of the outermost pixel, not its edge
+        found = found * torch.tensor([1 - 1 / width, 1 - 1 / height]).to(found)
+    return found.cpu()
+
+
+@torch.no_grad()
+def readings(
+    transformer: SpatialTransformer,
+    theta: Tensor,
+    images: Tensor,
+    captions: Sequence[str],
+    right: Sequence[bool | None] | None = None,
+) -> list[Reading]:
+    """What a transformer reads with θ (N, P) of images (N, C, H, W) uint8."""
+    warped = transformer.transform(images.float(), theta).round().clamp(0, 255).byte()
+    borders = outlines(transformer, theta, *images.shape[-2:])
+    return [
+        Reading(to_picture(image), border, to_picture(seen), caption, known)
+        for image, border, seen, caption, known in zip(
+            images, borders, warped, captions, right or [None] * len(captions), strict=True
+        )
+    ]
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """An image (C, H, W) uint8 as RGB.
+
+    With one or two channels the first is shown in grey, otherwise the first three as red, green and blue.
+    """
+    shown = image[:3] if len(image) > 2 else image[:1].expand(3, -1, -1)
+    return Image.fromarray(shown.permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """An image scaled to fit into a square of `side` pixels; small ones keep their pixels as squares."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
+
+
+def outlined(reading: Reading, side: int = SIDE, gap: int = GAP) -> Image.Image:
+    """The original in a square of side + 2 gap pixels, with the outline of the region; its upper side is yellow."""
+    image = fitted(reading.image, side)
+    cell = Image.new("RGB", (side + 2 * gap, side + 2 * gap), "white")
+    left, top = (cell.width - image.width) // 2, (cell.height - image.height) // 2
+    cell.paste(image, (left, top))
+    if reading.outline is not None:
+        brush = ImageDraw.Draw(cell)
+        points = (reading.outline.double() + 1) / 2 * torch.tensor(image.size) + torch.tensor([left, top])
+        where = [(x, y) for x, y in points.nan_to_num(0).clamp(-1e4, 1e4).tolist()]
+        width = max(2, side // 48)
+        brush.line(where, VERMILION, width)
+        brush.line(where[: (len(where) - 1) // 4 + 1], YELLOW, width)
+    return cell
+
+
+def shortened(text: str, width: float, size: int) -> str:
+    """A text cut to fit into `width` pixels."""
+    if font(size).getlength(text) <= width:
+        return text
+    while text and font(size).getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def sheet(found: Sequence[Reading], title: str = "", rows: tuple[str, str] = ("input", "sampled")) -> Image.Image:
+    """Readings side by side: the originals with the outlines, below them what is read, and above them the captions."""
+    columns = max(1, min(COLUMNS, len(found)))
+    block_height = TOP + 2 * CELL - GAP
+    canvas = Image.new("RGB", (MARGIN + columns * CELL, TOP + math.ceil(len(found) / columns) * block_height), "white")
+    brush = ImageDraw.Draw(canvas)
+    brush.text((4, 2), title, "black", font(12))
+    for index, reading in enumerate(found):
+        block, column = divmod(index, columns)
+        left, top = MARGIN + column * CELL, TOP + block * block_height
+        canvas.paste(outlined(reading), (left, top + TOP))
+        seen = fitted(reading.seen, SIDE)
+        canvas.paste(seen, (left + (CELL - seen.width) // 2, top + TOP + CELL + (SIDE - seen.height) // 2))
+        mark = {None: "", True: "✓ ", False: "✗ "}[reading.right]
+        colour = VERMILION if reading.right is False else "black"
+        brush.text((left + GAP, top + TOP - 4), shortened(mark + reading.caption, CELL - GAP, 11), colour, font(11))
+        if column == 0:
+            for name, middle in zip(rows, (CELL // 2, CELL + SIDE // 2), strict=True):
+                brush.text((4, top + TOP + middle), name, "black", font(12))
+    return canvas

@@ -1,0 +1,89 @@
+"""The options of a command that begins with a run, key=value, checked as the keys of a config are."""
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+
+from stn.check import fits, spell
+from stn.config import expand_home
+from stn.errors import InputError
+
+Options = TypeVar("Options")
+
+
+def parser(program: str, description: str, options: type, examples: str) -> argparse.ArgumentParser:
+    """The parser of a command line RUN key=value …, whose --help lists the options and ends with examples.
+
+    options: a dataclass; the metadata of each field has its help.
+    """
+    lines = []
+    for field in fields(options):
+        default = "" if field.default in (MISSING, None) else f" (default: {shown(field.default)})"
+        lines.append(f"  {field.name + '=…':<14} {field.metadata['help']}{default}")
+    found = argparse.ArgumentParser(
+        program,
+        description=description,
+        epilog="\n".join(["options:", *lines, "", "examples:", *(f"  {line}" for line in examples.splitlines())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    found.add_argument("run", help="a run's folder, a checkpoint, or latest")
+    found.add_argument("overrides", nargs="*", metavar="key=value", help="an option, or a key of the run's config")
+    return found
+
+
+def shown(value: object) -> str:
+    """A value as it is typed on the command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def parse(options: type[Options], texts: Sequence[str]) -> tuple[Options, list[str]]:
+    """The options among some texts key=value, and the other texts, which are keys of the run's config.
+
+    Raises InputError for a value of a wrong type, an option that is given twice, or one that is needed and missing.
+    """
+    hints = get_type_hints(options)
+    values: dict[str, Any] = {}
+    others = []
+    for text in texts:
+        key, equals, _ = text.partition("=")
+        if not equals or key not in hints:
+            others.append(text)
+            continue
+        if key in values:
+            raise InputError(f"{key} is given twice: leave out one of the two")
+        try:
+            (parsed,) = OverridesParser.create().parse_overrides([expand_home(text)])
+        except OverrideParseException as error:
+            raise InputError(f"{text!r} is not understood; write {key}=value, or quote the value") from error
+        values[key] = parsed.value()
+        if hints[key] in (str, str | None) and isinstance(values[key], int | float):
+            values[key] = text.partition("=")[2]  # a text of digits
+        if parsed.is_sweep_override() or not fits(values[key], hints[key]):
+            raise InputError(f"{text} must be {spell(hints[key])}")
+    for field in fields(options):  # type: ignore[arg-type]  # every class of options is a dataclass
+        if field.default is MISSING and field.name not in values:
+            raise InputError(f"{field.name}=… is missing: {field.metadata['help']}")
+    return options(**values), others
+
+
+def make_output(folder: Path, overwrite: bool) -> Path:
+    """Makes the folder that a command writes to. Raises InputError for one that is not empty, unless `overwrite`."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output={folder} is a file: give a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise InputError(f"{folder} holds files already: set overwrite=true, or output=… to another folder")
+        if folder.resolve() == Path.cwd() or (folder / "config.yaml").exists() or (folder / ".git").exists():
+            raise InputError(f"{folder} is more than what this command wrote: give a folder of its own by output=…")
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
+    return folder

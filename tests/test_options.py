@@ -1,0 +1,65 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from stn.errors import InputError
+from stn.options import make_output, parse, parser
+
+
+@dataclass(frozen=True)
+class Some:
+    source: str = field(metadata={"help": "what is read"})
+    topk: int = field(default=5, metadata={"help": "how many"})
+    crop: Literal["center"] | None = field(default=None, metadata={"help": "how"})
+    overwrite: bool = field(default=False, metadata={"help": "whether"})
+
+
+def test_options_are_typed_and_the_rest_is_left() -> None:
+    options, others = parse(Some, ["source=a b/c.png", "data.root=x", "topk=3", "crop=center", "overwrite=true"])
+    assert options == Some("a b/c.png", 3, "center", True) and others == ["data.root=x"]
+    assert parse(Some, ["source=0123"])[0].source == "0123"
+    assert parse(Some, ["source=~/photos"])[0].source == str(Path.home() / "photos")
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        ([], "source=… is missing: what is read"),
+        (["source=a", "topk=many"], "topk=many must be a whole number"),
+        (["source=a", "topk=1,2"], "topk=1,2 must be a whole number"),
+        (["source=a", "crop=left"], "crop=left must be center or null"),
+        (["source=a", "topk=1", "topk=2"], "topk is given twice: leave out one of the two"),
+        (["source=[a"], "'source=[a' is not understood; write source=value, or quote the value"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(texts: list[str], sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse(Some, texts)
+    assert str(error.value) == sentence
+
+
+def test_help_lists_the_options_with_their_defaults_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser("stn.some", "Does something.", Some, "python -m stn.some latest").parse_args(["--help"])
+    said = capsys.readouterr().out
+    assert "topk=…         how many (default: 5)" in said and "  python -m stn.some latest\n" in said
+
+
+def test_nothing_is_written_over_unless_asked(tmp_path: Path) -> None:
+    folder = make_output(tmp_path / "new" / "one", overwrite=False)
+    (folder / "old.txt").touch()
+    with pytest.raises(InputError, match="holds files already: set overwrite=true"):
+        make_output(folder, overwrite=False)
+    assert (folder / "old.txt").exists()
+    make_output(folder, overwrite=True)
+    assert not (folder / "old.txt").exists()
+
+
+def test_a_run_is_not_what_a_command_wrote(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(InputError, match="is more than what this command wrote"):
+        make_output(tmp_path, overwrite=True)
+    with pytest.raises(InputError, match="is a file: give a folder"):
+        make_output(tmp_path / "config.yaml", overwrite=True)
