@@ -136,7 +136,7 @@ class MatrixWarp(Warp):
         """The matrices (N, 3, 3) of θ (N, P)."""
 
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
-        return homogeneous(points) @ self.matrix(theta)[:, :2].mT
+        return (self.matrix(theta)[:, :2] @ homogeneous(points).mT).mT
 
 
 class MatrixGroup(MatrixWarp):
@@ -167,8 +167,8 @@ class MatrixGroup(MatrixWarp):
 
 
 def homogeneous(points: Tensor) -> Tensor:
-    """Points (…, 2) as (x, y, 1): (…, 3)."""
-    return torch.cat((points, torch.ones_like(points[..., :1])), dim=-1)
+    """Points (…, 2) as (x, y, 1): (…, 3), in memory as planes of x, y and 1, of which products are fastest."""
+    return torch.cat((points.mT, torch.ones_like(points[..., :1]).mT), dim=-2).mT
 
 
 def matrices(rows: list[list[Tensor]]) -> Tensor:
@@ -341,8 +341,7 @@ class LatticeWarp(Warp):
         return torch.zeros(self.num_params)
 
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
-        basis = self.basis(points).expand(theta.shape[0], -1, -1)
-        return torch.baddbmm(points.expand(theta.shape[0], -1, -1), basis, theta.view(-1, self.size**2, 2))
+        return (points.mT + theta.view(-1, self.size**2, 2).mT @ self.basis(points).mT).mT
 
     def extra_repr(self) -> str:
         return f"size={self.size}"
