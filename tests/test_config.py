@@ -96,6 +96,7 @@ def test_every_network_takes_every_placement(model: str, placement: str, compose
         ("eva_part_a", 39_884),
         ("eva6_gilf641", 1_585_008),
         ("eva7_nemani", 802_492),
+        ("lenet_half", 76_508),
         ("eva6_adil", 1_585_008),
     ],
 )
