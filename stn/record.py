@@ -1,4 +1,4 @@
-"""python -m stn.record RUN…: keeps the results of finished runs in results/, and makes the pages that quote them.
+"""python -m stn.record RUN…: keeps the results of finished runs in results/, and makes the pages that quote results.
 
 python -m stn.record outputs/2026-11-24/12-00-00-000000
 python -m stn.record    # makes the pages anew
@@ -13,16 +13,19 @@ from stn import cli
 def main() -> None:
     """Runs the command line, in a checkout."""
     parser = argparse.ArgumentParser(
-        "stn.record", description="Keeps results of runs in results/, and makes docs/results.md and README's tables."
+        "stn.record",
+        description="Keeps results of runs in results/, and makes the pages that quote results.",
     )
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     arguments = parser.parse_args()
     with cli.exit_codes("stn.record"):
-        from stn.results import make_pages, record  # here, since --help must not wait for them
+        from stn.benchmark.page import make_page  # here, since --help must not wait for them
+        from stn.results import make_pages, record
 
         for folder in arguments.runs:
             print(record(folder))
         make_pages()
+        make_page()
 
 
 if __name__ == "__main__":

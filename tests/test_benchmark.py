@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stn.benchmark import __main__ as benchmark
-from stn.benchmark import accuracy, data, layers, scaling, train
+from stn.benchmark import accuracy, data, layers, scaling, start, threads, train
 from stn.benchmark.timing import interleaved, ratio
 from stn.errors import InputError
 from stn.layers import Affine, Projective, ThinPlateSpline
@@ -36,21 +36,22 @@ def test_layers_leaves_a_table_its_figures_and_a_plot(
     assert run(monkeypatch, tmp_path, "layers", "--rounds", "2") == 0
     (folder,) = tmp_path.glob("outputs/*/*-benchmark-layers")
     found = json.loads((folder / "layers.json").read_text())
-    assert found["machine"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["versions"]["torch"]) and {"machine", "commit", "command"} <= found.keys()
     rows: list[dict[str, Any]] = found["rows"]
-    assert {row["images"] for row in rows} == {"2 × 3 × 8 × 8", "1 × 3 × 12 × 10"}
+    assert {row["images"] for row in rows} == {"2×3×8×8", "1×3×12×10"}
     assert {(row["warp"], row["peer"]) for row in rows if row["peer"] != "copy"} == {
-        ("Affine", "F.affine_grid + F.grid_sample"),
-        ("Affine", "kornia.warp_affine"),
-        ("Projective", "kornia.homography_warp"),
-        ("ThinPlateSpline", "kornia.warp_image_tps"),
+        ("Affine", "torch affine_grid + grid_sample"),
+        ("Affine", "torch grid_sample alone"),
+        ("Affine", "kornia warp_affine"),
+        ("Projective", "kornia homography_warp"),
+        ("ThinPlateSpline", "kornia warp_image_tps"),
     }
     assert sum(row["peer"] == "copy" for row in rows) == 2 * len(layers.FAMILIES)
     assert all(row["stn (ms)"] > 0 and row["peer / stn"] > 0 for row in rows)
     table = (folder / "layers.md").read_text()
-    assert table.count("\n| ") == len(rows) + 1 and "kornia.homography_warp" in table
+    assert table.count("\n| ") == len(rows) + 1 and "kornia homography_warp" in table
     assert (folder / "layers.png").stat().st_size > 10_000
-    assert "kornia.homography_warp" in capsys.readouterr().out
+    assert "kornia homography_warp" in capsys.readouterr().out
 
 
 SMALL = ["model=convnet_small", "data=shapes", "data.train_images=60", "data.test_images=20", "data.val_fraction=0.2"]
@@ -65,7 +66,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every benchmark done at once."""
     monkeypatch.setattr("stn.benchmark.timing.SHORTEST", 1e-6)
     cases = {"LeNet-5 STN": ["experiment=eva7_nemani", *SMALL], "default": SMALL}
-    for module in (train, data, accuracy):
+    for module in (train, data, accuracy, threads):
         monkeypatch.setattr(module, "CASES", cases)
     for module in (train, accuracy):
         monkeypatch.setattr(module, "WORKERS", (0,))
@@ -87,8 +88,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
             ["the tutorial's loop, 50 epochs", "fast67", "fast94"],
         ),
         (["scaling"], "grows", ["batch", "transformers"]),
+        (["threads"], "network", ["LeNet-5 STN", "default"]),
+        (["start"], "what", [start.FIRST_BATCH, "stn.train --help", "import torch", "import pytorch_lightning"]),
     ],
-    ids=["train", "data", "accuracy", "scaling"],
+    ids=["train", "data", "accuracy", "scaling", "threads", "start"],
 )
 def test_every_benchmark_leaves_its_rows_and_a_plot(
     arguments: list[str], column: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -101,6 +104,18 @@ def test_every_benchmark_leaves_its_rows_and_a_plot(
     assert [row[column] for row in rows] == expected
     assert all(row.get("images/s", row.get("seconds")) > 0 for row in rows)
     assert (folder / f"{arguments[0]}.png").stat().st_size > 10_000
+
+
+@pytest.mark.usefixtures("small")
+def test_all_keeps_what_is_quick_by_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(layers, "SIZES", ((1, 3, 8, 8),))
+    monkeypatch.setattr(layers, "FAMILIES", (Affine,))
+    monkeypatch.setattr(benchmark, "QUICK", {"layers": 1, "data": 1})
+    assert run(monkeypatch, tmp_path, "all") == 0
+    (path,) = tmp_path.glob("results/benchmarks/*.json")
+    found = json.loads(path.read_text())
+    assert list(found["benchmarks"]) == ["layers", "data"] and found["benchmarks"]["data"][0]["images/s"] > 0
+    assert f"{found['machine']['cores']}-cores" in path.name and {"commit", "versions"} <= found.keys()
 
 
 @pytest.mark.parametrize("family", [Affine, Projective, ThinPlateSpline])

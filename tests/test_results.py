@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, TINY, environment
 from omegaconf import DictConfig
 
+from stn.benchmark import page as speed_page
 from stn.errors import InputError
 from stn.results import RESULTS, changes, experiment, page, read_results, record, with_tables
 from stn.training import train
@@ -22,6 +23,8 @@ def test_the_pages_are_what_the_files_give(monkeypatch: pytest.MonkeyPatch) -> N
     assert (ROOT / "docs" / "results.md").read_text() == page(results), "run python -m stn.record"
     readme = (ROOT / "README.md").read_text()
     assert readme == with_tables(readme, results), "run python -m stn.record"
+    speed = speed_page.PAGE.read_text()
+    assert speed == speed_page.with_tables(speed), "run python -m stn.record"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,7 @@ def test_the_command_makes_the_pages(folder: Path) -> None:
     shutil.copy(ROOT / "results" / "published.json", folder.parent / "results")
     shutil.copy(ROOT / "results" / "published_logs.csv", folder.parent / "results")
     shutil.copy(ROOT / "README.md", folder.parent)
+    shutil.copy(ROOT / "docs" / "speed.md", folder.parent / "docs")
     command = [sys.executable, "-m", "stn.record", "run"]
     found = subprocess.run(command, cwd=folder.parent, env=environment(), capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "results/demo/0.json\n"), found.stderr

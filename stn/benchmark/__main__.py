@@ -1,7 +1,7 @@
 """python -m stn.benchmark: measures speed, compared with what users would run instead.
 
 python -m stn.benchmark layers
-python -m stn.benchmark train
+python -m stn.benchmark all
 python -m stn.benchmark accuracy --rounds 3 data=image_folder data.root=<your images>
 """
 
@@ -9,10 +9,13 @@ import argparse
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stn import cli
 from stn.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 BENCHMARKS = {
     "layers": "every warp, forward and backward, compared with PyTorch and kornia",
@@ -20,8 +23,12 @@ BENCHMARKS = {
     "data": "augmented images a second, compared with torchvision",
     "accuracy": "seconds to an accuracy, compared with the tutorial's 50 epochs",
     "scaling": "images a second and memory as batch, image, transformers, data and epochs grow",
+    "threads": "images a second with one thread and with all",
+    "start": "seconds from the command to the first batch",
+    "all": "the quick ones, in ten minutes; keeps them in results/benchmarks/",
 }
 TRAINING = ("train", "data", "accuracy")  # these take settings of stn.train
+QUICK = {"layers": 5, "train": 3, "data": 3, "threads": 2, "start": 5}  # rounds of each in "all"
 
 
 def main() -> None:
@@ -31,29 +38,40 @@ def main() -> None:
     )
     parser.add_argument("what", choices=BENCHMARKS, help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
     parser.add_argument("overrides", nargs="*", help="settings of stn.train, key=value")
-    parser.add_argument("--rounds", type=int, default=9, help="how often each candidate is timed (default: 9)")
+    parser.add_argument("--rounds", type=int, help="how often each candidate is timed (default: 9; in all: 2 to 5)")
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
     arguments = parser.parse_intermixed_args()
     with cli.exit_codes("stn.benchmark"):
         measure(arguments.what, arguments.overrides, arguments.rounds, arguments.device)
 
 
-def measure(what: str, overrides: list[str], rounds: int, device_name: str) -> None:
-    """Runs a benchmark and leaves its report in outputs/. Raises InputError for what cannot be measured."""
-    if rounds < 1:
+def measure(what: str, overrides: list[str], rounds: int | None, device_name: str) -> None:
+    """Runs benchmarks and leaves their reports in outputs/. Raises InputError for what cannot be measured."""
+    if rounds is not None and rounds < 1:
         raise InputError(f"--rounds must be 1 or more, not {rounds}")
     if overrides and what not in TRAINING:
         raise InputError(f"{what} takes no settings of stn.train, such as {overrides[0]}")
 
     import torch  # here, since --help must not wait for it
 
-    from stn.benchmark.report import cell, report
+    from stn.benchmark.report import keep
 
     try:
         device = torch.device(device_name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device_name} cannot be used: {str(error).splitlines()[0]}") from error
+    if what != "all":
+        measure_one(what, overrides, rounds or 9, device)
+        return
+    found = {name: measure_one(name, [], rounds or usual, device) for name, usual in QUICK.items()}
+    print(f"kept in {keep(found, device)}")
+
+
+def measure_one(what: str, overrides: list[str], rounds: int, device: "torch.device") -> list[dict[str, Any]]:
+    """Runs a benchmark, leaves its report in outputs/, and returns its rows."""
+    from stn.benchmark.report import cell, report
+
     folder = Path("outputs", f"{datetime.now():%Y-%m-%d}", f"{datetime.now():%H-%M-%S-%f}-benchmark-{what}")
     folder.mkdir(parents=True)
     benchmark = import_module(f"stn.benchmark.{what}")
@@ -67,6 +85,7 @@ def measure(what: str, overrides: list[str], rounds: int, device_name: str) -> N
             report(folder, what, found, device, benchmark.draw)
         else:
             folder.rmdir()
+    return found
 
 
 if __name__ == "__main__":

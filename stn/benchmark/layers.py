@@ -52,7 +52,7 @@ def measure(rounds: int, device: torch.device, _: list[str]) -> Iterator[dict[st
                     times, low, high = ratio(seconds[peer], seconds["stn"])
                     yield {
                         "warp": family.__name__,
-                        "images": " × ".join(map(str, shape)),
+                        "images": "×".join(map(str, shape)),
                         "stn (ms)": median(seconds["stn"]) * 1000,
                         "peer": peer,
                         "peer (ms)": median(seconds[peer]) * 1000,
@@ -85,7 +85,10 @@ def peers(warp: layers.Warp, images: Tensor) -> dict[str, tuple[Callable[[Tensor
 
     found: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
     if isinstance(warp, layers.Affine):
-        found["F.affine_grid + F.grid_sample"] = affine_grid, theta.view(-1, 2, 3)
+        found["torch affine_grid + grid_sample"] = affine_grid, theta.view(-1, 2, 3)
+        # No warp that samples by it can be faster.
+        grid = F.affine_grid(theta.view(-1, 2, 3), list(images.shape), align_corners=False)
+        found["torch grid_sample alone"] = lambda grid: F.grid_sample(images, grid, align_corners=False), grid
     try:
         import kornia.geometry.transform as kornia
     except ImportError:
@@ -98,9 +101,9 @@ def peers(warp: layers.Warp, images: Tensor) -> dict[str, tuple[Callable[[Tensor
         pixels[:2, 2] = half - 0.5
         pixels[0, 0], pixels[1, 1] = half
         matrix = (pixels @ warp.matrix(theta) @ pixels.inverse()).inverse()[:, :2]
-        found["kornia.warp_affine"] = lambda m: kornia.warp_affine(images, m, size, align_corners=False), matrix
+        found["kornia warp_affine"] = lambda m: kornia.warp_affine(images, m, size, align_corners=False), matrix
     elif isinstance(warp, layers.Projective):
-        found["kornia.homography_warp"] = lambda h: kornia.homography_warp(images, h, size), warp.matrix(theta)
+        found["kornia homography_warp"] = lambda h: kornia.homography_warp(images, h, size), warp.matrix(theta)
     elif isinstance(warp, layers.ThinPlateSpline):
         lattice = lattice_points(warp.size).to(images).expand(count, -1, -1)
 
@@ -108,7 +111,7 @@ def peers(warp: layers.Warp, images: Tensor) -> dict[str, tuple[Callable[[Tensor
             kernels, affine = kornia.get_tps_transform(lattice, moved)
             return kornia.warp_image_tps(images, moved, kernels, affine)
 
-        found["kornia.warp_image_tps"] = thin_plate_spline, lattice + theta.view(count, -1, 2)
+        found["kornia warp_image_tps"] = thin_plate_spline, lattice + theta.view(count, -1, 2)
     return found
 
 

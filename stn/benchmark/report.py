@@ -1,9 +1,10 @@
-"""Writes the results of a benchmark as JSON, table and plot, with the machine that gave them."""
+"""Writes the results of a benchmark as JSON, table and plot, with the machine, versions and code that gave them."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,23 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stn.provenance import machine
+from stn.provenance import provenance
+
+KEPT = Path("results/benchmarks")
 
 
 def cell(value: Any) -> str:
     """A value as a table shows it."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return " to ".join(map(cell, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        numbers = all(isinstance(one, float) for one in value)  # quartiles
+        return (" to " if numbers else " ").join(map(cell, value))
+    return str(value)
 
 
 def report(
@@ -32,19 +39,33 @@ def report(
     draw: Callable[[list[dict[str, Any]], Axes], None],
 ) -> None:
     """Writes `what`.json, .md and .png into `folder`, and prints the table."""
-    on = machine(device) | {"torch": torch.__version__}
-    where = ", ".join(f"{name} {value}" for name, value in on.items())
-    (folder / f"{what}.json").write_text(json.dumps({"machine": on, "rows": rows}, indent=2) + "\n")
+    found = provenance(device)
+    said = found["machine"] | {"torch": torch.__version__, "commit": found["commit"]}
+    where = ", ".join(f"{name} {cell(value)}" for name, value in said.items())
+    (folder / f"{what}.json").write_text(json.dumps(found | {"rows": rows}, indent=2) + "\n")
     names = list(rows[0])
     lines = [names, ["---"] * len(names), *([cell(value) for value in row.values()] for row in rows)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     (folder / f"{what}.md").write_text(f"{text}\n\n{where}\n")
-    table = Table(*names, caption=where)
-    for row in rows:
-        table.add_row(*(cell(value) for value in row.values()))
+    table = Table(caption=where, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
+    for column in zip(*lines[:1], *lines[2:], strict=True):
+        table.add_column(column[0], min_width=max(len(word) for text in column for word in text.split(" ")))
+    for line in lines[2:]:
+        table.add_row(*line)
     Console().print(table)
     figure = Figure(figsize=(9, 5), layout="constrained")
     draw(rows, figure.add_subplot())
     figure.suptitle(where, fontsize=8)
     figure.savefig(folder / f"{what}.png", dpi=120)
     print(f"the table, its figures as JSON and the plot are in {os.path.relpath(folder)}")
+
+
+def keep(rows: dict[str, list[dict[str, Any]]], device: torch.device) -> Path:
+    """Writes the rows of several benchmarks to results/benchmarks/<machine>.json, and returns that path."""
+    found = provenance(device)
+    on = found["machine"]
+    name = on.get("gpu") or " ".join([on["processor"], f"{on['cores']} cores", *on["features"][:1]])
+    path = KEPT / f"{re.sub('[^a-z0-9_]+', '-', name.lower()).strip('-')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found | {"benchmarks": rows}, indent=2) + "\n")
+    return path

@@ -34,7 +34,7 @@ CASES = {
         *["data.flip=true", "data.shift=4", "data.cutout=8", "data.cutmix=0.5"],
     ],
     "fast94": [
-        *["experiment=fast94", "~callbacks.resizing", "data=shapes", "data.train_images=6400", "data.test_images=100"],
+        *["experiment=fast94", "~callbacks.resizing", "data=shapes", "data.train_images=4200", "data.test_images=100"],
         "data.flip=true",
     ],
 }

@@ -1,0 +1,48 @@
+"""Makes the tables of docs/speed.md from results/benchmarks/."""
+
+import json
+import re
+from pathlib import Path
+
+from stn.benchmark.report import KEPT, cell
+from stn.errors import InputError
+from stn.results import MARKS, table
+
+PAGE = Path("docs/speed.md")
+HEADS = {
+    "layers": "The layer, forward and backward for θ",
+    "train": "Training, images a second",
+    "data": "Batches, images a second",
+    "threads": "Threads",
+    "start": "From the command to the first batch",
+}
+
+
+def make_page() -> None:
+    """Writes docs/speed.md with its tables made anew."""
+    PAGE.write_text(with_tables(PAGE.read_text()))
+
+
+def with_tables(text: str) -> str:
+    """The text of the page with its tables made anew. Raises InputError if a mark is missing."""
+    place = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
+    if len(place.findall(text)) != 1:
+        raise InputError(f"{PAGE} must have one place for tables, from {MARKS[0]} to {MARKS[1]}")
+    return place.sub(lambda _: f"{MARKS[0]}\n{tables()}\n{MARKS[1]}", text)
+
+
+def tables() -> str:
+    """The tables of all machines, each under a heading that names machine, versions, commit and date."""
+    parts = []
+    for path in sorted(KEPT.glob("*.json")):
+        found = json.loads(path.read_text())
+        on = found["machine"]
+        name = on.get("gpu") or f"{on['processor']}, {on['cores']} cores"
+        versions = ", ".join(f"{library} {number}" for library, number in found["versions"].items())
+        parts.append(f"## {name} ({', '.join(on['features'])})\n")
+        parts.append(f"{found['date'][:10]}, commit {found['commit']}, {on['threads']} threads, {versions}; ")
+        parts[-1] += f"[the file](../{path})\n"
+        for what, rows in found["benchmarks"].items():
+            lines = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+            parts.append(f"### {HEADS[what]}\n\n`python -m stn.benchmark {what}`\n\n{table(lines)}\n")
+    return "\n".join(parts)
