@@ -6,16 +6,9 @@ python -m stn.benchmark accuracy --rounds 3 data=image_folder data.root=<your im
 """
 
 import argparse
-from datetime import datetime
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from stn import cli
 from stn.errors import InputError
-
-if TYPE_CHECKING:
-    import torch
 
 BENCHMARKS = {
     "layers": "every warp, forward and backward, compared with PyTorch and kornia",
@@ -54,7 +47,7 @@ def measure(what: str, overrides: list[str], rounds: int | None, device_name: st
 
     import torch  # here, since --help must not wait for it
 
-    from stn.benchmark.report import keep
+    from stn.benchmark.report import keep, measured
 
     try:
         device = torch.device(device_name)
@@ -62,30 +55,10 @@ def measure(what: str, overrides: list[str], rounds: int | None, device_name: st
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device_name} cannot be used: {str(error).splitlines()[0]}") from error
     if what != "all":
-        measure_one(what, overrides, rounds or 9, device)
+        measured(what, overrides, rounds or 9, device)
         return
-    found = {name: measure_one(name, [], rounds or usual, device) for name, usual in QUICK.items()}
+    found = {name: measured(name, [], rounds or usual, device) for name, usual in QUICK.items()}
     print(f"kept in {keep(found, device)}")
-
-
-def measure_one(what: str, overrides: list[str], rounds: int, device: "torch.device") -> list[dict[str, Any]]:
-    """Runs a benchmark, leaves its report in outputs/, and returns its rows."""
-    from stn.benchmark.report import cell, report
-
-    folder = Path("outputs", f"{datetime.now():%Y-%m-%d}", f"{datetime.now():%H-%M-%S-%f}-benchmark-{what}")
-    folder.mkdir(parents=True)
-    benchmark = import_module(f"stn.benchmark.{what}")
-    found: list[dict[str, Any]] = []
-    try:
-        for row in benchmark.measure(rounds, device, overrides):
-            print(" ".join(cell(value) for value in row.values()), flush=True)
-            found.append(row)
-    finally:
-        if found:
-            report(folder, what, found, device, benchmark.draw)
-        else:
-            folder.rmdir()
-    return found
 
 
 if __name__ == "__main__":

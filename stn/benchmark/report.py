@@ -1,4 +1,4 @@
-"""Writes the results of a benchmark as JSON, table and plot, with the machine, versions and code that gave them."""
+"""Runs a benchmark, and writes its rows as JSON, table and plot, with the machine, versions and code that gave them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import re
 from collections.abc import Callable
+from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,24 @@ from rich.table import Table
 from stn.provenance import provenance
 
 KEPT = Path("results/benchmarks")
+
+
+def measured(what: str, overrides: list[str], rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """Runs a benchmark, leaves its report in outputs/, and returns its rows. After Ctrl-C it reports those so far."""
+    folder = Path("outputs", f"{datetime.now():%Y-%m-%d}", f"{datetime.now():%H-%M-%S-%f}-benchmark-{what}")
+    folder.mkdir(parents=True)
+    benchmark = import_module(f"stn.benchmark.{what}")
+    found: list[dict[str, Any]] = []
+    try:
+        for row in benchmark.measure(rounds, device, overrides):
+            print(" ".join(cell(value) for value in row.values()), flush=True)
+            found.append(row)
+    finally:
+        if found:
+            report(folder, what, found, device, benchmark.draw)
+        else:
+            folder.rmdir()
+    return found
 
 
 def cell(value: Any) -> str:
