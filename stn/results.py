@@ -1,4 +1,4 @@
-"""Keeps the results of runs as files in results/, and makes docs/results.md and the tables of README from them."""
+"""Keeps the results of runs as files in results/, and makes docs/results.md and the table of README from them."""
 
 import csv
 import json
@@ -80,10 +80,10 @@ def read_results() -> dict[str, list[Result]]:
 
 
 def make_pages() -> None:
-    """Writes docs/results.md, its picture, and the tables of README."""
+    """Writes docs/results.md, its picture, and the table of README."""
     results = read_results()
     PAGE.write_text(page(results))
-    README.write_text(with_tables(README.read_text(), results))
+    README.write_text(with_tables(README, accuracies(results)))
     draw_published(results).savefig(PICTURE, dpi=120)
 
 
@@ -105,13 +105,13 @@ def page(results: Mapping[str, Sequence[Result]]) -> str:
     return text.replace("](results/", "](../results/")
 
 
-def with_tables(text: str, results: Mapping[str, Sequence[Result]]) -> str:
-    """README with its tables made anew. Raises InputError if a mark is missing."""
-    tables = iter((accuracies(results), systems(results)))
+def with_tables(path: Path, tables: str) -> str:
+    """The text of a page with the tables between its marks made anew. Raises InputError if a mark is missing."""
+    text = path.read_text()
     place = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
-    if len(place.findall(text)) != 2:
-        raise InputError(f"{README} must have two places for tables, each from {MARKS[0]} to {MARKS[1]}")
-    return place.sub(lambda _: f"{MARKS[0]}\n{next(tables)}\n{MARKS[1]}", text)
+    if len(place.findall(text)) != 1:
+        raise InputError(f"{path} must have one place for tables, from {MARKS[0]} to {MARKS[1]}")
+    return place.sub(lambda _: f"{MARKS[0]}\n{tables}\n{MARKS[1]}", text)
 
 
 def accuracies(results: Mapping[str, Sequence[Result]]) -> str:

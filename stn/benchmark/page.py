@@ -1,12 +1,10 @@
 """Makes the tables of docs/speed.md from results/benchmarks/."""
 
 import json
-import re
 from pathlib import Path
 
 from stn.benchmark.report import KEPT, cell
-from stn.errors import InputError
-from stn.results import MARKS, table
+from stn.results import table, with_tables
 
 PAGE = Path("docs/speed.md")
 HEADS = {
@@ -20,15 +18,7 @@ HEADS = {
 
 def make_page() -> None:
     """Writes docs/speed.md with its tables made anew."""
-    PAGE.write_text(with_tables(PAGE.read_text()))
-
-
-def with_tables(text: str) -> str:
-    """The text of the page with its tables made anew. Raises InputError if a mark is missing."""
-    place = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
-    if len(place.findall(text)) != 1:
-        raise InputError(f"{PAGE} must have one place for tables, from {MARKS[0]} to {MARKS[1]}")
-    return place.sub(lambda _: f"{MARKS[0]}\n{tables()}\n{MARKS[1]}", text)
+    PAGE.write_text(with_tables(PAGE, tables()))
 
 
 def tables() -> str:
