@@ -59,7 +59,7 @@ def prepare(run: Run, topk: int | None, tta: TTA | None, device: str, batch_size
     if topk is not None and not 1 <= topk <= count:
         raise InputError(f"topk={topk} must lie between 1 and {count}, the number of classes of {run.checkpoint}")
     if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be 1 or more")
+        raise InputError(f"batch_size={batch_size} must be 1 or more, in predictions.csv")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch finds no GPU here; use device=auto, which takes what there is, or cpu")
     run.classifier.tta = tta or run.classifier.tta
@@ -185,7 +185,7 @@ def show(found: Found, folder: Path, others: int) -> None:
     if found.rows:
         Console().print(table)
     if len(found.rows) > SHOWN:
-        print(f"and {len(found.rows) - SHOWN:,} more")
+        print(f"and {len(found.rows) - SHOWN:,} more, in predictions.csv")
     if others:
         print(f"{others:,} file{'s are no images' if others > 1 else ' is no image'}, by the extension")
     shown = ["predictions.csv", "predictions.json"]
