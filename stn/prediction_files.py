@@ -55,17 +55,17 @@ def prepare(run: Run, topk: int | None, tta: TTA | None, device: str, batch_size
 
     Raises InputError for values out of range, and for a network that cannot predict files.
     """
-    count = len(run.classes)
-    if topk is not None and not 1 <= topk <= count:
-        raise InputError(f"topk={topk} must lie between 1 and {count}, the number of classes of {run.checkpoint}")
+    classes = len(run.classes)
+    if topk is not None and not 1 <= topk <= classes:
+        raise InputError(f"topk={topk} must lie between 1 and {classes}, the number of classes of {run.checkpoint}")
     if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be 1 or more, in predictions.csv")
+        raise InputError(f"batch_size={batch_size} must be 1 or more")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch finds no GPU here; use device=auto, which takes what there is, or cpu")
     run.classifier.tta = tta or run.classifier.tta
     run.classifier.to("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     run.predict(Image.new("L", (1, 1)))  # before anything is written
-    return topk or min(5, count)
+    return topk or min(5, classes)
 
 
 def predict_files(
