@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -129,6 +130,11 @@ def rank() -> int:
     """The number of this process among those that torchrun, SLURM or Lightning started on all machines, otherwise 0."""
     names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
     return max((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default=0)
+
+
+def printable(text: str) -> str:
+    """A text from a file without control characters, which a terminal obeys, and without bytes that are no text."""
+    return "".join("�" if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in text)
 
 
 def say(text: str) -> None:

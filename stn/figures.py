@@ -131,7 +131,7 @@ def sheet(found: Sequence[Reading], title: str = "", rows: tuple[str, str] = ("i
     block_height = TOP + 2 * CELL - GAP
     canvas = Image.new("RGB", (MARGIN + columns * CELL, TOP + math.ceil(len(found) / columns) * block_height), "white")
     brush = ImageDraw.Draw(canvas)
-    brush.text((4, 2), title, "black", font(12))
+    brush.text((4, 2), shortened(title, canvas.width - 8, 12), "black", font(12))
     for index, reading in enumerate(found):
         block, column = divmod(index, columns)
         left, top = MARGIN + column * CELL, TOP + block * block_height
@@ -144,4 +144,17 @@ def sheet(found: Sequence[Reading], title: str = "", rows: tuple[str, str] = ("i
         if column == 0:
             for name, middle in zip(rows, (CELL // 2, CELL + SIDE // 2), strict=True):
                 brush.text((4, top + TOP + middle), name, "black", font(12))
+    return canvas
+
+
+def side_by_side(reading: Reading, side: int = 256) -> Image.Image:
+    """One reading in a large picture: the original with the outline, beside it what is read, and above the caption."""
+    gap, head = side // 6, 20
+    original, seen = outlined(reading, side, gap), fitted(reading.seen, side)
+    canvas = Image.new("RGB", (2 * original.width - gap, head + original.height), "white")
+    canvas.paste(original, (0, head))
+    place = (original.width + (side - seen.width) // 2, head + gap + (side - seen.height) // 2)
+    canvas.paste(seen, place)
+    caption = shortened(reading.caption, canvas.width - 2 * gap, 18)
+    ImageDraw.Draw(canvas).text((gap, gap // 2), caption, "black", font(18))
     return canvas

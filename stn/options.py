@@ -57,19 +57,29 @@ def parse(options: type[Options], texts: Sequence[str]) -> tuple[Options, list[s
             continue
         if key in values:
             raise InputError(f"{key} is given twice: leave out one of the two")
-        try:
-            (parsed,) = OverridesParser.create().parse_overrides([expand_home(text)])
-        except OverrideParseException as error:
-            raise InputError(f"{text!r} is not understood; write {key}=value, or quote the value") from error
-        values[key] = parsed.value()
-        if hints[key] in (str, str | None) and isinstance(values[key], int | float):
-            values[key] = text.partition("=")[2]  # a text of digits
-        if parsed.is_sweep_override() or not fits(values[key], hints[key]):
+        values[key] = value_of(expand_home(text), hints[key] in (str, str | None))
+        if not fits(values[key], hints[key]):
             raise InputError(f"{text} must be {spell(hints[key])}")
     for field in fields(options):  # type: ignore[arg-type]  # every class of options is a dataclass
         if field.default is MISSING and field.name not in values:
             raise InputError(f"{field.name}=… is missing: {field.metadata['help']}")
     return options(**values), others
+
+
+def value_of(text: str, is_text: bool) -> Any:
+    """The value in key=value. Raises InputError for one that is not understood.
+
+    is_text: it may be anything, such as photo (1).jpg, and only quotes and null mean what they mean elsewhere.
+    """
+    key, _, value = text.partition("=")
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([text])
+    except OverrideParseException as error:
+        if is_text:
+            return value
+        raise InputError(f"{text!r} is not understood; write {key}=value, or quote the value") from error
+    found = parsed.value()
+    return value if is_text and not isinstance(found, str | None) else found
 
 
 def make_output(folder: Path, overwrite: bool) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from stn.build import build_data
 from stn.check import GROUPS, allowed_packages
@@ -18,7 +19,9 @@ from stn.classifier import CHECKPOINT_FORMAT, Classifier
 from stn.config import override, register
 from stn.data.resident import ResidentDataModule
 from stn.errors import InputError
+from stn.prediction import Prediction, predict
 from stn.untrusted import NETWORK, RUN, check_targets, read_checkpoint, read_json, read_yaml
+from stn.views import Crop, Picture
 
 LARGEST_IMAGE = 2**26  # numbers
 # What every checkpoint of this format holds: part, key and class.
@@ -95,6 +98,20 @@ class Run:
     def image_size(self) -> int:
         """The side of the images in pixels."""
         return int(self.classifier.hparams["image_size"])
+
+    def predict(
+        self, images: Picture | Iterable[Picture] | Tensor, crop: Crop | None = None, batch_size: int = 64
+    ) -> list[Prediction]:
+        """What the network sees in images of any size: a `Prediction` for each, in order.
+
+        images: a path, a PIL image, an array (H, W) or (H, W, C) of uint8 or floats in [0, 1], several of those, or a
+            tensor (N, channels, H, W) of uint8 or floats in [0, 1].
+        crop: None resizes the whole image to a square, as in training; "center" takes its central square.
+        Files and PIL images are turned upright. Transparent pixels show the mean colour of the training images, unless
+        the network takes transparency. It computes in float32, on the device of the classifier.
+        Raises ValueError for what is no image, and InputError for a network whose scores are not finite.
+        """
+        return predict(self.classifier, images, crop, batch_size)
 
     def settings(self, overrides: Sequence[str] = ()) -> DictConfig:
         """The run's config with some keys changed, see `override`.

@@ -19,7 +19,9 @@ class Some:
 def test_options_are_typed_and_the_rest_is_left() -> None:
     options, others = parse(Some, ["source=a b/c.png", "data.root=x", "topk=3", "crop=center", "overwrite=true"])
     assert options == Some("a b/c.png", 3, "center", True) and others == ["data.root=x"]
-    assert parse(Some, ["source=0123"])[0].source == "0123"
+    for path in ("0123", "photo (1).jpg", "photos/[ab]*.png", "a, b.png", "true", "a=b"):
+        assert parse(Some, [f"source={path}"])[0].source == path
+    assert parse(Some, ["source='a b'"])[0].source == "a b"
     assert parse(Some, ["source=~/photos"])[0].source == str(Path.home() / "photos")
 
 
@@ -31,7 +33,7 @@ def test_options_are_typed_and_the_rest_is_left() -> None:
         (["source=a", "topk=1,2"], "topk=1,2 must be a whole number"),
         (["source=a", "crop=left"], "crop=left must be center or null"),
         (["source=a", "topk=1", "topk=2"], "topk is given twice: leave out one of the two"),
-        (["source=[a"], "'source=[a' is not understood; write source=value, or quote the value"),
+        (["source=a", "topk=[a"], "'topk=[a' is not understood; write topk=value, or quote the value"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(texts: list[str], sentence: str) -> None:

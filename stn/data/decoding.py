@@ -4,8 +4,8 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
@@ -120,25 +120,45 @@ def decode(path: str, channels: int, side: int, background: tuple[int, int, int]
     Images of 16 bits keep their upper 8; floats in [0, 1] are multiplied by 255.
     Raises ValueError for a file that is not a readable image, or has more than `LARGEST_IMAGE` pixels.
     """
+    with naming(path):
+        image = converted(read(path), channels, background)
+    return to_array(image, side), image.size != (side, side)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Turns whatever goes wrong in decoding an image into a ValueError that names it."""
     try:
-        with open_regular(path) as stream, Image.open(stream, formats=formats()) as file:
-            if file.width * file.height > LARGEST_IMAGE:
-                raise ValueError(
-                    f"it has {file.width} x {file.height} pixels, and {LARGEST_IMAGE:,} are the most that are read"
-                )
-            file.load()
-            with suppress(Exception):  # EXIF data may be damaged in many ways, and the image is whole
-                ImageOps.exif_transpose(file, in_place=True)
-            image = eight_bits(file)
-            if channels in (1, 3) and image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA"))
-            image = image.convert(MODES[channels])
+        yield
     except Exception as error:  # each of PIL's decoders has its own
-        raise ValueError(f"{path} is not a readable image: {reason(error)}") from error
-    resized = image.size != (side, side)
-    if resized:
+        raise ValueError(f"{name} is not a readable image: {reason(error)}") from error
+
+
+def read(path: str) -> Image.Image:
+    """The whole image of a file, upright and with 8 bits a channel. Raises exceptions of many classes, see `naming`."""
+    with open_regular(path) as stream, Image.open(stream, formats=formats()) as file:
+        if file.width * file.height > LARGEST_IMAGE:
+            raise ValueError(
+                f"it has {file.width} x {file.height} pixels, and {LARGEST_IMAGE:,} are the most that are read"
+            )
+        file.load()
+        with suppress(Exception):  # EXIF data may be damaged in many ways, and the image is whole
+            ImageOps.exif_transpose(file, in_place=True)
+        return eight_bits(file)
+
+
+def converted(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
+    """A copy of an image with 8 bits, with so many channels; with 1 and 3, over the colour `background`."""
+    if channels in (1, 3) and image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA"))
+    return image.convert(MODES[channels])
+
+
+def to_array(image: Image.Image, side: int) -> np.ndarray:
+    """The pixels of an image that is resized to a square: uint8 (channels, side, side)."""
+    if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(side, side, channels).transpose(2, 0, 1), resized
+    return np.asarray(image).reshape(side, side, -1).transpose(2, 0, 1)
 
 
 def open_regular(path: str) -> BinaryIO:
