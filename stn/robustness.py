@@ -60,7 +60,8 @@ SWEEPS = {
 def warped(images: Tensor, sweep: Sweep, value: float) -> Tensor:
     """Images (N, C, H, W) uint8 after a warp of a sweep, as uint8; beyond their border they go on as at the border."""
     height, width = images.shape[2:]
-    points = sweep.warp(torch.tensor([sweep.theta(value)]), pixel_centres(height, width)).view(1, height, width, 2)
+    theta = torch.tensor([sweep.theta(value)], dtype=torch.float32)
+    points = sweep.warp(theta, pixel_centres(height, width)).view(1, height, width, 2)
     read = sample(images.float(), points.to(images.device).expand(len(images), -1, -1, -1), padding="border")
     return read.round().clamp(0, 255).byte()
 
