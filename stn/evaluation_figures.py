@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from PIL import Image
@@ -39,9 +39,8 @@ def draw(evaluation: Evaluation) -> dict[str, Figure | Image.Image]:
 
 def mistakes_title(evaluation: Evaluation) -> str:
     """What the picture of the mistakes shows."""
-    wrong = sum(map(sum, evaluation.numbers["confusion"])) - sum(
-        row[index] for index, row in enumerate(evaluation.numbers["confusion"])
-    )
+    confusion = evaluation.numbers["confusion"]
+    wrong = sum(map(sum, confusion)) - sum(row[index] for index, row in enumerate(confusion))
     return f"the {len(evaluation.mistakes)} worst of {wrong:,} mistakes, by their loss" if wrong else "no mistakes"
 
 
@@ -51,12 +50,13 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], a
     side = min(20.0, 3 + 0.45 * count)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
+    # By the root of the share, so that a few mistakes among many images are seen.
     shares = [[number / max(1, sum(row)) for number in row] for row in confusion]
-    shown = axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("", ["white", BLUE]), vmin=0, vmax=1)
+    shown = axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("", ["white", BLUE]), norm=PowerNorm(0.5, 0, 1))
     if count <= MOST_COUNTS:
         for row, numbers in enumerate(confusion):
             for column, number in enumerate(numbers):
-                colour = "white" if shares[row][column] > 0.6 else "black"
+                colour = "white" if shares[row][column] > 0.4 else "black"
                 axes.text(column, row, f"{number:,}" if number else "", ha="center", va="center", color=colour, size=8)
     if count <= MOST_NAMES:
         names = [shortened(name, LONGEST_NAME, 10) for name in classes]

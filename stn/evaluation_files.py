@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ MOST_ROWS = 20  # classes that are printed
 
 def write_files(evaluation: Evaluation, folder: Path) -> None:
     """Writes evaluation.json, evaluation.csv and the pictures into a folder. Raises InputError if it cannot."""
-    with user_errors("output"):
+    with user_errors("output"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it draws boxes for scripts that its font lacks
         write(folder / "evaluation.json", json.dumps(evaluation.numbers, indent=2, allow_nan=False) + "\n")
         with (folder / "evaluation.csv").open("w", newline="") as file:
             rows = csv.writer(file)

@@ -236,7 +236,7 @@ def test_every_precision_of_a_run_is_evaluated(precision: str, trained: Path) ->
 def photos(tmp_path: Path) -> Path:
     """A folder of grey images of two classes whose names look like markup."""
     for split in ("train", "test"):
-        for label, name in enumerate(["[red]dark", "$bright$"]):
+        for label, name in enumerate(["[red]dark 猫", "$bright$"]):
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)
             for index in range(6):
@@ -249,10 +249,10 @@ def test_grey_images_and_names_with_markup_are_evaluated(photos: Path, command: 
     train(compose([*settings, *QUIET], tmp_path / "run"))
     found = command("run", "sweep=shift_y", "worst=1", verb="evaluate")
     assert found.returncode == 0, found.stderr
-    assert "[red]dark" in found.stdout and "$bright$" in found.stdout and "Warning" not in found.stderr
+    assert "[red]dark 猫" in found.stdout and "$bright$" in found.stdout and "Warning" not in found.stderr
     folder = tmp_path / "run" / "evaluation"
     numbers = json.loads((folder / "evaluation.json").read_text())
-    assert list(numbers["classes"]) == ["$bright$", "[red]dark"] and len(numbers["mistakes"]) <= 1
+    assert list(numbers["classes"]) == ["$bright$", "[red]dark 猫"] and len(numbers["mistakes"]) <= 1
     assert {"mistakes.png", "class_means.png", "robustness_shift_y.png"} <= {path.name for path in folder.iterdir()}
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from stn.errors import InputError
-from stn.options import make_output, parse, parser
+from stn.options import check_output, make_output, parse, parser
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ def test_help_lists_the_options_with_their_defaults_and_examples(capsys: pytest.
 def test_nothing_is_written_over_unless_asked(tmp_path: Path) -> None:
     folder = make_output(tmp_path / "new" / "one", overwrite=False)
     (folder / "old.txt").touch()
-    with pytest.raises(InputError, match="holds files already: set overwrite=true"):
-        make_output(folder, overwrite=False)
+    for function in (check_output, make_output):
+        with pytest.raises(InputError, match="holds files already: set overwrite=true"):
+            function(folder, overwrite=False)
+    check_output(folder, overwrite=True)
     assert (folder / "old.txt").exists()
     make_output(folder, overwrite=True)
     assert not (folder / "old.txt").exists()
