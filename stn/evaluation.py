@@ -130,7 +130,8 @@ def sharpening(scorer: Scorer, scored: Scored) -> dict[str, Any] | None:
 
     variance_before, variance_after: of a pixel among the images of a class, for values in [0, 1]; the mean over the
     pixels and the classes (Miller et al. 2000, "Learning from One Example Through Shared Densities on Transforms",
-    call the alignment congealing). Reading between pixels smooths, which alone lowers the variance somewhat.
+    call the alignment congealing). Two other things change the variance: reading
+    between pixels smooths, which lowers it, and a window about what differs, such as colours, raises it.
     """
     if not scored.before or not scored.after:
         return None
