@@ -217,6 +217,8 @@ def test_views_are_averaged_as_in_testing_and_the_run_is_left_as_it_is(tta: Any,
     found = evaluate(run, run.settings(), tta=tta).numbers
     assert run.classifier.tta == "none" and found["options"]["tta"] == tta
     assert evaluate(run, run.settings([f"tta={tta}"])).numbers["loss"] == found["loss"]
+    plain = evaluate(run, run.settings()).numbers["transformers"]["transformer"]
+    assert found["transformers"]["transformer"] == pytest.approx(plain)  # of the image itself, whatever else is seen
     run.classifier.tta = tta
     data = ShapesDataModule(train_images=60, test_images=20)
     data.setup("test")
@@ -236,7 +238,7 @@ def test_every_precision_of_a_run_is_evaluated(precision: str, trained: Path) ->
 def photos(tmp_path: Path) -> Path:
     """A folder of grey images of two classes whose names look like markup."""
     for split in ("train", "test"):
-        for label, name in enumerate(["[red]dark 猫", "$bright$"]):
+        for label, name in enumerate(["[red]dark 猫", r"$\bright$"]):
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)
             for index in range(6):
@@ -249,10 +251,10 @@ def test_grey_images_and_names_with_markup_are_evaluated(photos: Path, command: 
     train(compose([*settings, *QUIET], tmp_path / "run"))
     found = command("run", "sweep=shift_y", "worst=1", verb="evaluate")
     assert found.returncode == 0, found.stderr
-    assert "[red]dark 猫" in found.stdout and "$bright$" in found.stdout and "Warning" not in found.stderr
+    assert "[red]dark 猫" in found.stdout and r"$\bright$" in found.stdout and "Warning" not in found.stderr
     folder = tmp_path / "run" / "evaluation"
     numbers = json.loads((folder / "evaluation.json").read_text())
-    assert list(numbers["classes"]) == ["$bright$", "[red]dark 猫"] and len(numbers["mistakes"]) <= 1
+    assert list(numbers["classes"]) == [r"$\bright$", "[red]dark 猫"] and len(numbers["mistakes"]) <= 1
     assert {"mistakes.png", "class_means.png", "robustness_shift_y.png"} <= {path.name for path in folder.iterdir()}
 
 
