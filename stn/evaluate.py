@@ -1,28 +1,58 @@
-"""python -m stn.evaluate RUN: tests the network of a run on its own test set or on another one.
+"""python -m stn.evaluate RUN key=value …: evaluates the network of a run on its own test set or on another one.
 
 python -m stn.evaluate latest
-python -m stn.evaluate outputs/2026-11-24/12-00-00-000000 data.root=photos trainer.accelerator=cpu
+python -m stn.evaluate RUN sweep=[rotation,scale]
+python -m stn.evaluate RUN data.root=photos trainer.accelerator=cpu
 """
 
-import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 from stn import cli
+from stn.options import check_output, make_output, parse, parser
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command."""
+
+    split: Literal["test", "val", "train"] = field(
+        default="test", metadata={"help": "test; val, which training held out; or train, without augmentation"}
+    )
+    tta: Literal["none", "mirror", "six"] | None = field(
+        default=None, metadata={"help": "views of each image: none, mirror or six; null: as the run was tested"}
+    )
+    sweep: str | list[str] | None = field(
+        default=None, metadata={"help": "accuracy on warped images: rotation, scale, shift_x or shift_y, or a list"}
+    )
+    worst: int = field(default=20, metadata={"help": "how many of the worst mistakes are drawn"})
+    output: str | None = field(default=None, metadata={"help": "the folder of the results; null: RUN/evaluation"})
+    overwrite: bool = field(default=False, metadata={"help": "replaces the results in that folder"})
+    allow: Any = field(default=None, metadata={"help": "packages whose classes the files may name, see README"})
 
 
 def main() -> None:
     """Runs the command line."""
-    parser = argparse.ArgumentParser("stn.evaluate", description="Tests the network of a run on its test set.")
-    parser.add_argument("run", help="a run's folder, a checkpoint, or latest")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the run's config, such as data.root")
-    arguments = parser.parse_args()
+    examples = (__doc__ or "").strip().partition("\n\n")[2]
+    arguments = parser("stn.evaluate", "Evaluates the network of a run.", Options, examples).parse_args()
     with cli.exit_codes("stn.evaluate"):
+        options, overrides = parse(Options, arguments.overrides)
         # Here, since --help must not wait for torch.
+        from stn.check import allowed_packages
         from stn.evaluation import evaluate
-        from stn.run import Run, allowed_by
+        from stn.evaluation_files import print_evaluation, write_files
+        from stn.run import Run
 
-        run = Run.open(arguments.run, allowed_by(arguments.overrides))
+        run = Run.open(arguments.run, allowed_packages(options.allow))
+        config = run.settings(overrides)
+        folder = Path(options.output) if options.output else run.folder / "evaluation"
+        check_output(folder, options.overwrite, "evaluation.json")
         print(f"{run.checkpoint}, epoch {run.epoch}")
-        cli.print_table(evaluate(run, run.settings(arguments.overrides)))
+        sweeps = [options.sweep] if isinstance(options.sweep, str) else options.sweep or []
+        evaluation = evaluate(run, config, options.split, options.tta, list(dict.fromkeys(sweeps)), options.worst)
+        write_files(evaluation, make_output(folder, options.overwrite, "evaluation.json"))
+        print_evaluation(evaluation, folder)
 
 
 if __name__ == "__main__":

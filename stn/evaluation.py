@@ -1,28 +1,153 @@
-"""Tests the network of a run."""
+"""Evaluates the network of a run on a split of its data, or of other data of the same classes."""
 
-from omegaconf import DictConfig
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+from torch import Tensor
 
 from stn.build import build_trainer, read_data
-from stn.callbacks import ThetaMonitor, progress_bar
 from stn.check import check
+from stn.classifier import TTA
+from stn.data.resident import ResidentDataModule
+from stn.errors import InputError, nearest
+from stn.figures import Reading, readings, to_picture
+from stn.measures import measure, ratio
+from stn.metrics import PoseError, ThetaStatistics
 from stn.process import prepare_process
+from stn.provenance import provenance
+from stn.robustness import SWEEPS, curve
 from stn.run import Run
+from stn.scoring import Scored, Scorer, score
+
+Split = Literal["test", "val", "train"]
+STAGES: dict[Split, str] = {"test": "test", "val": "fit", "train": "fit"}  # what must be read for a split
+MOST_MISTAKES = 1000
 
 
-def evaluate(run: Run, config: DictConfig) -> dict[str, float]:
-    """Accuracy, loss and, if the poses are known, pose errors on the test set of a config, on one device.
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a network makes of a set of images.
 
-    Raises InputError for data that does not suit the network.
+    numbers: the content of evaluation.json.
+    mistakes: the worst ones, with what the network's first transformer reads of them.
+    class_means: the mean image of each class as it is and as the transformer on the input reads it, each
+        (K, C, H, W) in [0, 1], NaN for a class without images. None if no transformer is on the input.
     """
-    config = config.copy()
-    config.callbacks, config.logger, config.compile = {}, {}, None
-    config.trainer.devices, config.trainer.strategy = 1, "auto"
-    if "num_nodes" in config.trainer:
-        config.trainer.num_nodes = 1
+
+    numbers: dict[str, Any]
+    mistakes: list[Reading]
+    class_means: tuple[Tensor, Tensor] | None
+
+
+def evaluate(
+    run: Run,
+    config: DictConfig,
+    split: Split = "test",
+    tta: TTA | None = None,
+    sweeps: Sequence[str] = (),
+    worst: int = 20,
+) -> Evaluation:
+    """Evaluates a run's network on a split of the data of a config, on one device. It writes nothing.
+
+    split: "test"; "val", which training held out; or "train", without augmentation.
+    tta: the views of each image, see `Classifier`. If None, those of the config, or else of the network.
+    sweeps: names of `SWEEPS`, for each of which the accuracy on warped images is found.
+    worst: how many of the worst mistakes are kept.
+    Raises InputError for data that does not suit the network, and for values that are not possible.
+    """
+    for name in sweeps:
+        if name not in SWEEPS:
+            raise InputError(f"sweep={name}: there is no such sweep; {nearest(name, SWEEPS)}")
+    if not 0 <= worst <= MOST_MISTAKES:
+        raise InputError(f"worst={worst} must be a whole number from 0 to {MOST_MISTAKES}")
+    config = on_one_device(config)
     check(config)
-    run.classifier.tta = config.tta or run.classifier.tta
     prepare_process(config)
-    trainer = build_trainer(config, [ThetaMonitor(), progress_bar()])
-    data = read_data(run.data(config, trainer), "test")
-    (found,) = trainer.test(run.classifier, datamodule=data, verbose=False)
-    return {name.removeprefix("test/"): value for name, value in found.items()}
+    trainer = build_trainer(config)
+    data = read_data(run.data(config, trainer), STAGES[split])
+    scorer = Scorer(run.classifier, trainer, tta or config.tta)
+    batches = limited(list(data.eval_batches(split)), getattr(trainer, f"limit_{split}_batches"))
+    show = sys.stdout.isatty()
+    scored = score(scorer, track(batches, f"split={split}", transient=True, disable=not show))
+    measured = measure(scored.scores, scored.labels, run.classes, worst)
+    numbers = {
+        "run": str(run.folder),
+        "checkpoint": str(run.checkpoint),
+        "epoch": run.epoch,
+        "split": split,
+        "options": {"tta": scorer.classifier.tta, "sweep": list(sweeps), "worst": worst},
+        "data": OmegaConf.to_container(config.data, resolve=True),
+        **measured,
+        "transformers": transformer_numbers(scorer, scored, data, split),
+        "sharpening": sharpening(scorer, scored),
+        "robustness": {name: curve(scorer.scores, batches, name, show=show) for name in sweeps},
+        "provenance": provenance(trainer.strategy.root_device),
+    }
+    means = (scored.before.compute()[0], scored.after.compute()[0]) if scored.before and scored.after else None
+    return Evaluation(numbers, shown(scorer, scored, data.images[split], measured["mistakes"]), means)
+
+
+def on_one_device(config: DictConfig) -> DictConfig:
+    """A copy of a run's config without what only training needs: callbacks, loggers, several devices, compilation."""
+    changed = config.copy()
+    changed.callbacks, changed.logger, changed.compile = {}, {}, None
+    changed.trainer.devices, changed.trainer.strategy = 1, "auto"
+    if "num_nodes" in changed.trainer:
+        changed.trainer.num_nodes = 1
+    return changed
+
+
+def limited(batches: list[Any], limit: int | float) -> list[Any]:
+    """The first batches, as Lightning counts a limit: a number of batches, or a share of them."""
+    return batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
+
+
+def transformer_numbers(
+    scorer: Scorer, scored: Scored, data: ResidentDataModule, split: Split
+) -> dict[str, dict[str, float | None]]:
+    """For every transformer `ThetaStatistics` and, where the poses are known, pose_error_pixels of `PoseError`."""
+    found = {}
+    for name, (theta, height, width) in scored.records.items():
+        module = scorer.transformers[name]
+        statistics = ThetaStatistics(module.to_input)
+        statistics.update(theta.float(), height, width)
+        values = statistics.compute()
+        # The poses are those in the image, so a transformer on a smaller feature map has no error.
+        if split in data.corners and (height, width) == data.images[split].shape[2:]:
+            error = PoseError(module.to_input, height, width, align_corners=module.align_corners)
+            error.update(theta, data.corners[split][: len(theta)], scored.labels)
+            values["pose_error_pixels"] = error.compute()
+        found[name] = {key: ratio(value, 1) for key, value in values.items()}
+    return found
+
+
+def sharpening(scorer: Scorer, scored: Scored) -> dict[str, Any] | None:
+    """How far the transformer on the input aligns the images of each class; None without one.
+
+    variance_before, variance_after: of a pixel among the images of a class, for values in [0, 1]; the mean over the
+    pixels and the classes (Miller et al. 2000, "Learning from One Example Through Shared Densities on Transforms",
+    call the alignment congealing). Two other things change the variance: reading
+    between pixels smooths, which lowers it, and a window about what differs, such as colours, raises it.
+    """
+    if not scored.before or not scored.after:
+        return None
+    before, after = (means.compute()[1].nanmean() for means in (scored.before, scored.after))
+    found = {"variance_before": ratio(before, 1), "variance_after": ratio(after, 1), "ratio": ratio(after, before)}
+    return {"transformer": scorer.on_input, **found}
+
+
+def shown(scorer: Scorer, scored: Scored, images: Tensor, mistakes: Sequence[dict[str, Any]]) -> list[Reading]:
+    """Some mistakes among images (N, C, H, W), with what the first transformer reads of them."""
+    chosen = [one["image"] for one in mistakes]
+    captions = [f"{one['probability']:.0%} {one['predicted']}\nis {one['class']}" for one in mistakes]
+    if not chosen or not scored.records:
+        return [
+            Reading(to_picture(image), None, None, caption, False)
+            for image, caption in zip(images[chosen], captions, strict=True)
+        ]
+    name, transformer = next(iter(scorer.transformers.items()))
+    return readings(transformer, scored.records[name].theta[chosen], images[chosen], captions, [False] * len(chosen))

@@ -22,6 +22,7 @@ GAP = 16  # around an image, for outlines that leave it
 CELL = SIDE + 2 * GAP
 MARGIN = 64
 TOP = 20
+LINE = 14  # of a caption below the first
 COLUMNS = 10
 
 
@@ -30,13 +31,13 @@ class Reading:
     """What a transformer reads of an image.
 
     image: the original. outline: the border of the region that is read, (K, 2), (x, y) in [-1, 1] from edge to edge,
-    clockwise from the upper left corner of what is read, the upper side first; or None. seen: what is read.
-    caption: a line above. right: whether the caption is right, None if that is unknown.
+    clockwise from the upper left corner of what is read, the upper side first; or None. seen: what is read, None
+    without a transformer. caption: lines above. right: whether the first one is right, None if that is unknown.
     """
 
     image: Image.Image
     outline: Tensor | None
-    seen: Image.Image
+    seen: Image.Image | None
     caption: str = ""
     right: bool | None = None
 
@@ -125,32 +126,38 @@ def shortened(text: str, width: float, size: int) -> str:
     return f"{text}…"
 
 
-def sheet(found: Sequence[Reading], title: str = "", rows: tuple[str, str] = ("input", "sampled")) -> Image.Image:
+def sheet(found: Sequence[Reading], title: str = "", rows: tuple[str, ...] = ("input", "sampled")) -> Image.Image:
     """Readings side by side: the originals with the outlines, below them what is read, and above them the captions."""
     columns = max(1, min(COLUMNS, len(found)))
-    block_height = TOP + 2 * CELL - GAP
-    canvas = Image.new("RGB", (MARGIN + columns * CELL, TOP + math.ceil(len(found) / columns) * block_height), "white")
+    rows = rows if any(reading.seen for reading in found) else rows[:1]
+    head = TOP + LINE * max((reading.caption.count("\n") for reading in found), default=0)
+    block_height = head + len(rows) * CELL - GAP * (len(rows) - 1)
+    width = max(MARGIN + columns * CELL, math.ceil(font(12).getlength(title)) + 8)
+    canvas = Image.new("RGB", (width, TOP + math.ceil(len(found) / columns) * block_height), "white")
     brush = ImageDraw.Draw(canvas)
     brush.text((4, 2), shortened(title, canvas.width - 8, 12), "black", font(12))
     for index, reading in enumerate(found):
         block, column = divmod(index, columns)
         left, top = MARGIN + column * CELL, TOP + block * block_height
-        canvas.paste(outlined(reading), (left, top + TOP))
-        seen = fitted(reading.seen, SIDE)
-        canvas.paste(seen, (left + (CELL - seen.width) // 2, top + TOP + CELL + (SIDE - seen.height) // 2))
+        canvas.paste(outlined(reading), (left, top + head))
+        if reading.seen:
+            seen = fitted(reading.seen, SIDE)
+            canvas.paste(seen, (left + (CELL - seen.width) // 2, top + head + CELL + (SIDE - seen.height) // 2))
         mark = {None: "", True: "✓ ", False: "✗ "}[reading.right]
-        colour = VERMILION if reading.right is False else "black"
-        brush.text((left + GAP, top + TOP - 4), shortened(mark + reading.caption, CELL - GAP, 11), colour, font(11))
+        for number, line in enumerate((mark + reading.caption).split("\n")):
+            colour = VERMILION if reading.right is False and number == 0 else "black"
+            place = (left + GAP, top + TOP - 4 + number * LINE)
+            brush.text(place, shortened(line, CELL - GAP, 11), colour, font(11))
         if column == 0:
-            for name, middle in zip(rows, (CELL // 2, CELL + SIDE // 2), strict=True):
-                brush.text((4, top + TOP + middle), name, "black", font(12))
+            for name, middle in zip(rows, (CELL // 2, CELL + SIDE // 2), strict=False):
+                brush.text((4, top + head + middle), name, "black", font(12))
     return canvas
 
 
 def side_by_side(reading: Reading, side: int = 256) -> Image.Image:
     """One reading in a large picture: the original with the outline, beside it what is read, and above the caption."""
     gap, head = side // 6, 20
-    original, seen = outlined(reading, side, gap), fitted(reading.seen, side)
+    original, seen = outlined(reading, side, gap), fitted(reading.seen or reading.image, side)
     canvas = Image.new("RGB", (2 * original.width - gap, head + original.height), "white")
     canvas.paste(original, (0, head))
     place = (original.width + (side - seen.width) // 2, head + gap + (side - seen.height) // 2)

@@ -1,8 +1,9 @@
-"""Metrics of θ over a whole set, as torchmetrics that add up over batches and processes."""
+"""Metrics of θ and of classes of images over a whole set, as torchmetrics that add up over batches and processes."""
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
@@ -84,6 +85,42 @@ class PoseError(Metric):
         if not theta.isfinite().all():
             return theta.new_tensor(torch.nan)
         return pose_error(self.warp, theta, truth, labels, self.height, self.width).mean()
+
+
+class ClassMeans(Metric):
+    """The mean image of each class, and the variance of its pixels within each class, of images of one size.
+
+    `compute` returns the means (K, C, H, W) and the variances (K,), the mean over the pixels; both in float64 on the
+    CPU, and NaN for a class without images.
+    """
+
+    full_state_update = False
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.count: Tensor
+        self.total: Tensor
+        self.squares: Tensor
+        for name in ("count", "total", "squares"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.shape: tuple[int, ...] = ()
+
+    def update(self, images: Tensor, labels: Tensor) -> None:
+        """Adds images (N, C, H, W) of classes (N,)."""
+        self.shape = tuple(images.shape[1:])
+        # In float64, since the variance is a small difference of large sums. Not every device has it.
+        pixels = images.flatten(1).cpu().double()
+        member = F.one_hot(labels.cpu(), self.classes).double().T
+        self.count = self.count + member.sum(dim=1)
+        self.total = self.total + member @ pixels
+        self.squares = self.squares + member @ pixels.square().mean(dim=1)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Returns what the class describes."""
+        means = self.total / self.count[:, None]
+        variances = self.squares / self.count - means.square().mean(dim=1)
+        return means.view(-1, *self.shape), variances.clamp(min=0)
 
 
 def is_lost(warp: WarpFunction, theta: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The options of a command that begins with a run, key=value, checked as the keys of a config are."""
 
 import argparse
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
@@ -82,18 +83,31 @@ def value_of(text: str, is_text: bool) -> Any:
     return value if is_text and not isinstance(found, str | None) else found
 
 
-def make_output(folder: Path, overwrite: bool) -> Path:
-    """Makes the folder that a command writes to. Raises InputError for one that is not empty, unless `overwrite`."""
+def check_output(folder: Path, overwrite: bool, mark: str) -> None:
+    """Raises InputError for a folder that `make_output` would refuse. It changes nothing."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output={folder} is a file: give a folder")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise InputError(f"{folder} holds files already: set overwrite=true, or output=… to another folder")
-        if folder.resolve() == Path.cwd() or (folder / "config.yaml").exists() or (folder / ".git").exists():
-            raise InputError(f"{folder} is more than what this command wrote: give a folder of its own by output=…")
-        shutil.rmtree(folder)
+        if not (folder / mark).is_file() or (folder / "config.yaml").exists():
+            raise InputError(f"{folder} is not what this command wrote, with {mark}: give another folder by output=…")
+    nearest_folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
+        raise InputError(f"{folder} cannot be written: give another folder by output=…")
+
+
+def make_output(folder: Path, overwrite: bool, mark: str) -> Path:
+    """Makes the folder that a command writes to.
+
+    With `overwrite` it deletes what the command wrote there before. mark: a file that the command always writes.
+    Raises InputError for a folder that is not empty, unless it may be deleted.
+    """
+    check_output(folder, overwrite, mark)
     try:
+        if folder.is_dir() and any(folder.iterdir()):
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
     return folder

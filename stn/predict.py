@@ -59,7 +59,7 @@ def main() -> None:
         files, left_out = find_files(options.source)
         folder = Path(options.output) if options.output else run.folder / "predictions"
         check_output(folder, files)
-        make_output(folder, options.overwrite)
+        make_output(folder, options.overwrite, "predictions.json")
         found = predict_files(
             run, files, folder, asdict(options), topk, options.crop, options.batch_size, options.pictures
         )

@@ -133,7 +133,7 @@ def readings_of(run: Run, batch: Sequence[Item], predictions: Sequence[Predictio
     """What the first transformer reads of each image of a batch; without one, what the network takes."""
     captions = [printable(f"{prediction.probability:.1%} {prediction.name}") for prediction in predictions]
     pixels = torch.stack([view.pixels for _, view, _ in batch]).to(run.classifier.device)
-    seen = [to_picture(image) for image in pixels]
+    seen: list[Image.Image | None] = [to_picture(image) for image in pixels]
     thetas = [prediction.theta for prediction in predictions if prediction.theta is not None]
     for transformer in islice(transformers(run.classifier.net).values(), 1):
         found = readings(transformer, torch.stack(thetas).to(pixels.device), pixels, captions)

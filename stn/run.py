@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from stn.build import build_data
-from stn.check import GROUPS, allowed_packages
+from stn.check import GROUPS
 from stn.classifier import CHECKPOINT_FORMAT, Classifier
 from stn.config import override, register
 from stn.data.resident import ResidentDataModule
@@ -146,12 +146,6 @@ class Run:
                     f"data.{name}={getattr(self, name)}"
                 )
         return data
-
-
-def allowed_by(overrides: Sequence[str]) -> list[str]:
-    """The packages that overrides of the form allow=… name. Raises InputError for other values."""
-    texts = [text for text in overrides if text.startswith("allow=")]
-    return allowed_packages(override(OmegaConf.create({"allow": None}), texts).allow)
 
 
 def find_run(where: str | Path) -> Path:

@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
 
 # A server that has imported everything forks a process for each command: importing takes four seconds.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["stn.training", "stn.evaluation", "stn.benchmark.train", "tensorboard"])
+server.set_forkserver_preload(["stn.training", "stn.evaluation_files", "stn.benchmark.train", "tensorboard"])
 
 
 def started(

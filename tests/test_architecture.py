@@ -53,11 +53,12 @@ def test_the_layers_import_nothing_but_layers(path: Path) -> None:
 FLOORS = (
     ["stn.layers"],
     ["stn.errors", "stn.muon", "stn.process"],
-    ["stn.networks", "stn.optimization", "stn.data", "stn.metrics", "stn.check", "stn.figures"],
-    ["stn.placement", "stn.classifier", "stn.callbacks", "stn.config"],
+    ["stn.networks", "stn.optimization", "stn.data", "stn.metrics", "stn.measures", "stn.check", "stn.figures"],
+    ["stn.placement", "stn.classifier", "stn.callbacks", "stn.config", "stn.robustness"],
     ["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.build", "stn.untrusted", "stn.provenance", "stn.options"],
-    ["stn.views", "stn.prediction", "stn.sources", "stn.run", "stn.resuming", "stn.training"],
-    ["stn.evaluation", "stn.prediction_files", "stn.results", "stn.jobs", "stn.__main__"],
+    ["stn.views", "stn.prediction", "stn.sources", "stn.run", "stn.resuming", "stn.training", "stn.scoring"],
+    ["stn.evaluation", "stn.evaluation_figures", "stn.evaluation_files", "stn.prediction_files"],
+    ["stn.results", "stn.jobs", "stn.__main__"],
     ["stn.train"],
     ["stn.evaluate", "stn.predict", "stn.record", "stn.benchmark"],
 )

@@ -51,3 +51,12 @@ def test_a_long_caption_stays_in_its_cell_and_letters_of_other_scripts_are_drawn
 
 def test_a_sheet_of_nothing_is_a_title() -> None:
     assert sheet([], "title").size[1] > 0
+
+
+def test_a_sheet_has_room_for_its_title_its_captions_and_only_the_rows_it_needs() -> None:
+    black = Image.new("RGB", (32, 32))
+    seen, unseen = (Reading(black, None, picture, "one line") for picture in (black, None))
+    assert sheet([unseen]).height < sheet([seen]).height
+    assert sheet([Reading(black, None, black, "two\nlines")]).height > sheet([seen]).height
+    title = "a title that is longer than a picture of a single image is wide"
+    assert sheet([seen], title).width >= font(12).getlength(title)

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from stn.errors import InputError
-from stn.options import make_output, parse, parser
+from stn.options import check_output, make_output, parse, parser
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,23 @@ def test_help_lists_the_options_with_their_defaults_and_examples(capsys: pytest.
 
 
 def test_nothing_is_written_over_unless_asked(tmp_path: Path) -> None:
-    folder = make_output(tmp_path / "new" / "one", overwrite=False)
-    (folder / "old.txt").touch()
-    with pytest.raises(InputError, match="holds files already: set overwrite=true"):
-        make_output(folder, overwrite=False)
-    assert (folder / "old.txt").exists()
-    make_output(folder, overwrite=True)
-    assert not (folder / "old.txt").exists()
+    folder = make_output(tmp_path / "new" / "one", overwrite=False, mark="found.json")
+    (folder / "found.json").touch()
+    for function in (check_output, make_output):
+        with pytest.raises(InputError, match="holds files already: set overwrite=true"):
+            function(folder, overwrite=False, mark="found.json")
+    check_output(folder, overwrite=True, mark="found.json")
+    assert (folder / "found.json").exists()
+    make_output(folder, overwrite=True, mark="found.json")
+    assert not (folder / "found.json").exists()
 
 
-def test_a_run_is_not_what_a_command_wrote(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").touch()
-    with pytest.raises(InputError, match="is more than what this command wrote"):
-        make_output(tmp_path, overwrite=True)
+@pytest.mark.parametrize("names", [["photo.jpg"], ["found.json", "config.yaml"]])
+def test_a_folder_that_the_command_did_not_write_is_never_deleted(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"is not what this command wrote, with found\.json"):
+        make_output(tmp_path, overwrite=True, mark="found.json")
     with pytest.raises(InputError, match="is a file: give a folder"):
-        make_output(tmp_path / "config.yaml", overwrite=True)
+        make_output(tmp_path / names[0], overwrite=True, mark="found.json")
+    assert all((tmp_path / name).exists() for name in names)

@@ -86,25 +86,6 @@ def test_a_checkpoint_tells_versions_and_epoch(trained: Path) -> None:
     assert {"classes", "channels", "image_size"} <= content["hyper_parameters"].keys()
 
 
-def test_evaluate_finds_what_the_run_found(folder: Path, command: Command) -> None:
-    found = command("latest", verb="evaluate")
-    assert found.returncode == 0, found.stderr
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert f"{metrics['test_accuracy']:.2%}" in found.stdout and f"{metrics['test_loss']:.4g}" in found.stdout
-    assert f"{metrics['test_transformer_pose_error_pixels']:.4g}" in found.stdout
-    more = [
-        "+trainer.num_nodes=2",
-        "data.test_images=30",
-        "data.split_seed=3",
-        "+trainer.limit_test_batches=1",
-        "compile=default",
-    ]
-    other = command(str(folder), *more, verb="evaluate")
-    assert other.returncode == 0 and f"{metrics['test_loss']:.4g}" not in other.stdout
-    views = command(str(folder), "tta=six", verb="evaluate")
-    assert views.returncode == 0 and f"{metrics['test_loss']:.4g}" not in views.stdout
-
-
 def test_a_run_repeated_from_its_own_config_is_another_run(trained: Path, command: Command, tmp_path: Path) -> None:
     folder = trained
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

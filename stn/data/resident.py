@@ -147,10 +147,14 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         return self._batches("train", self.batch_size, self.augmentation)
 
     def val_dataloader(self) -> Batches:
-        return self._batches("val", self.eval_batch_size)
+        return self.eval_batches("val")
 
     def test_dataloader(self) -> Batches:
-        return self._batches("test", self.eval_batch_size)
+        return self.eval_batches("test")
+
+    def eval_batches(self, split: str) -> Batches:
+        """Every image of "train", "val" or "test" once, in order and without augmentation."""
+        return self._batches(split, self.eval_batch_size)
 
     def _batches(self, split: str, batch_size: int, augmentation: Augmentation | None = None) -> Batches:
         return Batches(
