@@ -59,7 +59,7 @@ FLOORS = (
     ["stn.run", "stn.resuming", "stn.training"],
     ["stn.evaluation", "stn.results", "stn.runs", "stn.differences", "stn.significance", "stn.__main__"],
     ["stn.comparison", "stn.comparison_report"],
-    ["stn.jobs"],
+    ["stn.sweep", "stn.jobs"],
     ["stn.train"],
     ["stn.evaluate", "stn.compare", "stn.record", "stn.benchmark"],
 )
