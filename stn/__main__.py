@@ -1,4 +1,4 @@
-"""The command `stn`: stn train …, stn evaluate …, stn predict … and others, each as python -m stn.<verb>."""
+"""The command `stn`: stn train …, stn evaluate … and others, each as python -m stn.<verb>."""
 
 import runpy
 import sys
@@ -10,6 +10,7 @@ VERBS = {
     "train": "trains a network and tests it",
     "evaluate": "tests the network of a run",
     "predict": "classifies image files by the network of a run",
+    "compare": "compares finished runs, and tells which differ by more than their seeds explain",
     "record": "keeps the result of a run in results/",
     "benchmark": "measures speed",
 }

@@ -13,9 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from stn import cli, config
+from stn import cli, config, sweep
 from stn.check import allowed_packages, check_effects
 from stn.errors import InputError
 
@@ -25,6 +25,8 @@ def run(composed: DictConfig) -> Any:
 
     Returns the best validation accuracy, which Hydra's optimizing sweepers take as the objective.
     """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    begun = last_begun(folder)
     try:
         # Here, since --help and --cfg job must not wait for torch.
         from stn.resuming import resumed
@@ -33,19 +35,34 @@ def run(composed: DictConfig) -> Any:
         checkpoint, overrides = None, HydraConfig.get().overrides.task
         if composed.resume is not None:
             composed, checkpoint = resumed(composed.resume, overrides, allowed_packages(composed.allow))
+        elif sweep.is_resumed():
+            found = sweep.continued(composed, folder)
+            if found is None:
+                print(f"{os.path.relpath(folder)} is finished")
+                return None
+            composed, checkpoint = found
         elif HydraConfig.get().mode is RunMode.RUN:  # a sweep may combine a key with others under which it does nothing
             check_effects(composed, overrides)
         return train(composed, checkpoint=checkpoint).get("best_val_accuracy")
     except Exception as error:
         if cli.received:
             raise
-        sys.exit(cli.report_error("stn.train", error, HydraConfig.get().runtime.output_dir))
+        # What is refused before it begins is no failure of the run that the folder holds already.
+        is_refused = begun is not None and begun == last_begun(folder)
+        sys.exit(cli.report_error("stn.train", error, None if is_refused else folder))
+
+
+def last_begun(folder: Path) -> int | None:
+    """When the run in a folder was last begun or resumed, in ns; None if there is none."""
+    path = folder / "config.yaml"  # is written then
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def run_apart(composed: DictConfig) -> Any:
     """As `run`, in a process of its own: whatever ends it, and whatever it leaves behind, does not touch the others.
 
-    Raises JobFailedError, after which a sweep continues, and InputError for a job that would resume a run.
+    In a sweep that goes on, a job that is finished is left as it is, and an interrupted one is resumed.
+    Raises JobFailedError, after which a sweep continues, and InputError for a job that would resume another run.
     """
     if composed.resume is not None:
         raise InputError("resume goes on with a single run: leave out -m")
@@ -54,7 +71,10 @@ def run_apart(composed: DictConfig) -> Any:
     if sys.platform == "linux":
         context.set_forkserver_preload(["stn.training"])
     folder = Path(HydraConfig.get().runtime.output_dir)
-    process = context.Process(target=_run_here, args=(composed, HydraConfig.instance().cfg))
+    # joblib's processes have a way to start others that these do not know, and cannot pickle their launcher's classes.
+    multiprocessing.set_start_method(None, force=True)
+    plain = OmegaConf.create(OmegaConf.to_container(HydraConfig.instance().cfg))
+    process = context.Process(target=_run_here, args=(composed, plain))
     process.start()
     try:
         process.join()

@@ -18,10 +18,13 @@ from stn.errors import InputError
 Options = TypeVar("Options")
 
 
-def parser(program: str, description: str, options: type, examples: str) -> argparse.ArgumentParser:
+def parser(
+    program: str, description: str, options: type, examples: str, several: bool = False
+) -> argparse.ArgumentParser:
     """The parser of a command line RUN key=value …, whose --help lists the options and ends with examples.
 
-    options: a dataclass; the metadata of each field has its help.
+    options: a dataclass; the metadata of each field has its help. several: whether it takes several runs, and no keys
+    of a config; then `words` are the runs and the options.
     """
     lines = []
     for field in fields(options):
@@ -33,6 +36,10 @@ def parser(program: str, description: str, options: type, examples: str) -> argp
         epilog="\n".join(["options:", *lines, "", "examples:", *(f"  {line}" for line in examples.splitlines())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if several:
+        what = "a run's folder, a sweep's folder, a pattern in quotes, latest (the latest sweep), or an option"
+        found.add_argument("words", nargs="*", metavar="RUN or key=value", help=what)
+        return found
     found.add_argument("run", help="a run's folder, a checkpoint, or latest")
     found.add_argument("overrides", nargs="*", metavar="key=value", help="an option, or a key of the run's config")
     return found

@@ -30,7 +30,8 @@ def provenance(device: torch.device | None = None) -> dict[str, Any]:
 def command() -> str:
     """The command that started this process."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [sys.argv[0]]
+    name = "stn.train" if spec and spec.name.startswith("joblib.") else spec and spec.name  # of a job of a sweep
+    program = ["-m", name.removesuffix(".__main__")] if name else [sys.argv[0]]
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 

@@ -194,10 +194,10 @@ def draw_published(results: Mapping[str, Sequence[Result]]) -> Figure:
     return figure
 
 
-def spread(values: Sequence[float]) -> str:
-    """The mean of some shares, with the lowest and the highest of several."""
-    several = f" ({min(values):.2%} to {max(values):.2%})" if len(values) > 1 else ""
-    return f"{mean(values):.2%}{several}"
+def spread(values: Sequence[float], form: str = ".2%") -> str:
+    """The mean of some values, with the lowest and the highest of several. form: of each, shares by default."""
+    several = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{several}"
 
 
 def machine(run: Result) -> str:

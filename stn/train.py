@@ -4,6 +4,7 @@ python -m stn.train experiment=demo
 python -m stn.train trainer.max_epochs=50
 python -m stn.train -m model=lenet,wide seed=1,2
 python -m stn.train resume=latest
+python -m stn.train -m resume=latest
 """
 
 import atexit
@@ -18,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stn import cli, config, jobs
+from stn import cli, config, jobs, sweep
 from stn.errors import InputError
 
 # Errors of a run are told where it runs, so that a sweep continues. Errors of Hydra, which composes the config and
@@ -54,10 +55,12 @@ def main() -> None:
     config.register()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     words = [config.expand_home(text) for text in sys.argv[1:]]
-    sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
     with cli.exit_codes("stn.train"):
+        words = sweep.arguments(words)
+        sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
         try:
-            launch()
+            with sweep.told():
+                launch()
         except Exception as error:
             cause: BaseException | None = None if config.explain(error) else error
             while cause and not isinstance(cause, OSError):

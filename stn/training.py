@@ -143,7 +143,9 @@ def fit(
         folder = Path(config.folder)
         if state is None:
             empty_folder(folder)
-            write_json(folder / "environment.json", provenance(trainer.strategy.root_device))
+            read = {"classes": list(data.classes), "train_digest": data.digest, "test_digest": data.test_digest}
+            write_json(folder / "environment.json", provenance(trainer.strategy.root_device) | {"data": read})
+        (folder / "error.txt").unlink(missing_ok=True)  # of what was tried before
         save(given, folder / "config.yaml")  # of a resumed run it may have more epochs
     with user_errors("logger", TypeError):  # of arguments that a logger hands on when it begins
         for logger in trainer.loggers:

@@ -82,6 +82,17 @@ def check_pickle(content: bytes) -> None:
 
 def read_yaml(path: Path) -> DictConfig:
     """The config of a run, without the part for Hydra. Raises an exception, of many classes, for any other file."""
+    config = parse_yaml(path)
+    config.pop("hydra", None)  # of the command that repeats the run
+    for node in nodes(OmegaConf.to_container(config)):
+        # Those that a run writes. Others could read the environment, or grow without end.
+        if isinstance(node, str) and "${" in node and not re.fullmatch(WRITTEN_BY_RUNS, node):
+            raise ValueError(f"{node[:100]!r} would be evaluated")
+    return config
+
+
+def parse_yaml(path: Path) -> DictConfig:
+    """What a YAML file holds, of which nothing may be resolved yet. Raises an exception, of many classes."""
     text = read_text(path)
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -93,11 +104,6 @@ def read_yaml(path: Path) -> DictConfig:
     config = OmegaConf.create(text)
     if not isinstance(config, DictConfig):
         raise ValueError("it is a list")
-    config.pop("hydra", None)  # of the command that repeats the run
-    for node in nodes(OmegaConf.to_container(config)):
-        # Those that a run writes. Others could read the environment, or grow without end.
-        if isinstance(node, str) and "${" in node and not re.fullmatch(WRITTEN_BY_RUNS, node):
-            raise ValueError(f"{node[:100]!r} would be evaluated")
     return config
 
 

@@ -35,8 +35,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     Raises ValueError for values out of range.
 
     After `setup`, `images` (uint8, (N, C, H, W)) and `labels` (int64, (N,)) hold "train", "val" and "test"; `digest`
-    tells one training set from another. If poses are known, `corners` (N, 4, 2) holds the true corners of each figure's
-    square, (x, y) in [-1, 1], see `pose_error`.
+    tells one training set from another, `test_digest` one test set. If poses are known, `corners` (N, 4, 2) holds the
+    true corners of each figure's square, (x, y) in [-1, 1], see `pose_error`.
     """
 
     classes: Sequence[str]
@@ -88,7 +88,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self.augmentation = Augmentation(flip=flip, shift=shift, cutout=cutout, cutmix=cutmix)
         self.val_fraction, self.validate_on, self.split_seed = val_fraction, validate_on, split_seed
         self.seed = seed
-        self.digest = ""
+        self.digest = self.test_digest = ""
         self.images: dict[str, Tensor] = {}
         self.labels: dict[str, Tensor] = {}
         self.corners: dict[str, Tensor] = {}
@@ -108,7 +108,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         if stage in ("fit", "validate", None) and "train" not in self.images:
             self._setup_training()
         if (stage in ("test", None) or self.validate_on == "test") and "test" not in self.images:
-            self._store("test", *self._read_sized(train=False))
+            images, labels = self._read_sized(train=False)
+            self.test_digest = digest(images, labels)
+            self._store("test", images, labels)
         if self.validate_on == "test":
             for tensors in (self.images, self.labels, self.corners):
                 if "test" in tensors:
