@@ -1,4 +1,4 @@
-"""The command `stn`: stn train …, stn evaluate …, stn record …, stn benchmark …, each as python -m stn.<verb>."""
+"""The command `stn`: stn train …, stn evaluate …, stn export …, stn benchmark …, each as python -m stn.<verb>."""
 
 import runpy
 import sys
@@ -9,6 +9,7 @@ from stn.errors import nearest
 VERBS = {
     "train": "trains a network and tests it",
     "evaluate": "tests the network of a run",
+    "export": "writes the network of a run as a file for other programs",
     "record": "keeps the result of a run in results/",
     "benchmark": "measures speed",
 }
