@@ -21,6 +21,7 @@ SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2", "safetensors":
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}  # which a format needs
 # At 20 GridSample is new, and TensorRT computes it wrongly; the exporter knows nothing lower than 18.
 OPSETS = range(18, 24)
+BATCH = ({0: torch.export.Dim("batch")},)  # the first axis of the pixels is of any length
 METADATA = "metadata.json"  # within a file of torchscript or pt2
 
 Metadata = dict[str, Any]
@@ -28,7 +29,10 @@ Metadata = dict[str, Any]
 
 @torch.jit.script_if_tracing
 def of_dtype(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """`pixels`, with a ValueError for another dtype, from which TorchScript would compute something else."""
+    """`pixels`. A trace of torch.jit keeps the check.
+
+    Raises ValueError for another dtype, since the network would take the pixels for darker or brighter ones.
+    """
     if pixels.dtype != dtype:
         raise ValueError("the pixels have another dtype than the network was exported for: uint8, or float32 in [0, 1]")
     return pixels
@@ -51,6 +55,7 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Probabilities, and θ if asked for."""
+        torch.ops.aten._assert_tensor_metadata(pixels, dtype=self.dtype)  # a graph of torch.export keeps this one
         pixels = of_dtype(pixels, self.dtype)
         if not self.returns_theta:
             return self.scores(pixels).softmax(dim=1)
@@ -61,7 +66,7 @@ class ExportedNetwork(nn.Module):
 
 def graph(network: ExportedNetwork, example: Tensor) -> torch.export.ExportedProgram:
     """The network as a graph of operations, for any number of images."""
-    return torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    return torch.export.export(network, (example,), dynamic_shapes=BATCH)
 
 
 def write_exported(path: Path, run: Run, network: ExportedNetwork, metadata: Metadata, opset: int) -> None:
@@ -92,6 +97,7 @@ def write_onnx(
         opset_version=opset,
         input_names=["pixels"],
         output_names=["probabilities", "theta"][: 1 + network.returns_theta],
+        dynamic_shapes=BATCH,  # its name
         verbose=False,
     )
     assert exported is not None

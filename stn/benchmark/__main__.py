@@ -19,6 +19,7 @@ BENCHMARKS = {
     "train": "images a second, compared with a bare loop and the tutorial's loop",
     "data": "augmented images a second, compared with torchvision",
     "accuracy": "seconds to an accuracy, compared with the tutorial's 50 epochs",
+    "export": "images a second of an exported network in each runtime",
     "scaling": "images a second and memory as batch, image, transformers, data and epochs grow",
 }
 TRAINING = ("train", "data", "accuracy")  # these take settings of stn.train
