@@ -10,6 +10,7 @@ VERBS = {
     "train": "trains a network and tests it",
     "evaluate": "tests the network of a run",
     "predict": "classifies image files by the network of a run",
+    "export": "writes the network of a run for other programs: ONNX, TorchScript, pt2 or safetensors",
     "compare": "compares finished runs, and tells which differ by more than their seeds explain",
     "record": "keeps the result of a run in results/",
     "benchmark": "measures speed",

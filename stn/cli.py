@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stn.config import explain
-from stn.errors import DivergedError, LostProcessError
+from stn.errors import DivergedError, InexactExportError, LostProcessError
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def report_error(program: str, error: BaseException, folder: str | Path | None =
 
     folder: error.txt in it gets the error with its traceback.
     """
-    broke_off = isinstance(error, (DivergedError, LostProcessError))
+    broke_off = isinstance(error, (DivergedError, InexactExportError, LostProcessError))
     sentence = str(error) if broke_off else explain(error)
     trace = "".join(traceback.format_exception(error))
     text = f"{program}: {sentence}\n" if sentence else trace

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class InputError(ValueError):
@@ -16,6 +17,10 @@ class DivergedError(Exception):
 
 class LostProcessError(Exception):
     """A process of a training with several has ended; the message says in one sentence what to do."""
+
+
+class InexactExportError(Exception):
+    """An exported file computes something else than the network; the message says in one sentence by how much."""
 
 
 @contextmanager
@@ -48,6 +53,13 @@ def user_errors(part: str, *more: type[Exception]) -> Iterator[None]:
         if "allocate memory" not in str(error):
             raise
         raise InputError(f"{part}: there is not enough memory for so much") from error
+
+
+def require(extra: str, *packages: str) -> None:
+    """Raises InputError if a package of one of this project's extras is not installed."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise InputError(f'{missing[0]} is not installed: pip install "stn-experiments[{extra}]"')
 
 
 def nearest(word: str, choices: Iterable[object]) -> str:

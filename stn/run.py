@@ -20,18 +20,20 @@ from stn.config import override, register
 from stn.data.resident import ResidentDataModule
 from stn.errors import InputError
 from stn.prediction import Prediction, predict
-from stn.untrusted import NETWORK, RUN, check_targets, read_checkpoint, read_json, read_yaml
+from stn.untrusted import NETWORK, RUN, check_targets, read_checkpoint, read_json, read_safetensors, read_yaml
 from stn.views import Crop, Picture
 
 LARGEST_IMAGE = 2**26  # numbers
-# What every checkpoint of this format holds: part, key and class.
+# What every checkpoint of this format holds, and what an exported file lacks: part, key and class.
 WRITTEN: tuple[tuple[str, str | None, type], ...] = (
     ("state_dict", None, dict),
-    ("global_step", None, int),
     ("hyper_parameters", "classes", list),
     ("hyper_parameters", "channels", int),
     ("hyper_parameters", "image_size", int),
     ("stn", "epoch", int),
+)
+TO_RESUME: tuple[tuple[str, str | None, type], ...] = (
+    ("global_step", None, int),
     ("stn", "random_state", torch.Tensor),
 )
 
@@ -60,6 +62,7 @@ class Run:
     def open(cls, where: str | Path = "latest", allow: str | Sequence[str] = ()) -> Run:
         """Opens a run's folder, a checkpoint, or "latest": the run in outputs/ that wrote a checkpoint last.
 
+        A .safetensors file of `python -m stn.export` opens as a checkpoint does.
         In a folder it takes the checkpoint that was tested, otherwise the best one, otherwise the last one.
         No code of a file is executed, whoever wrote it: it may name only parts of stn and layers of torch.nn.
         allow: packages whose classes it may name too, such as "mypackage.". They are imported.
@@ -70,7 +73,8 @@ class Run:
         if path.is_dir():
             folder, checkpoint = path, find_checkpoint(path)
         else:
-            within_a_run = path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file()
+            beside = path.parent.parent / "config.yaml"
+            within_a_run = path.parent.name in ("checkpoints", "export") and beside.is_file()
             folder, checkpoint = path.parent.parent if within_a_run else path.parent, path
         content = load_checkpoint(checkpoint)
         classifier = build_network(content, checkpoint, allow)
@@ -185,8 +189,11 @@ def find_checkpoint(folder: Path) -> Path:
 
 def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU. Raises InputError for a file that this version cannot open."""
+    exported = checkpoint.suffix == ".safetensors"
     try:
-        content = read_checkpoint(checkpoint)
+        content = read_safetensors(checkpoint) if exported else read_checkpoint(checkpoint)
+    except InputError:
+        raise
     except Exception as error:  # zipfile, pickle, torch and the file system have different ones
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -202,7 +209,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} was written by {when} version of stn (format {found}; this version needs "
             f"{CHECKPOINT_FORMAT}): open it with that version, or train again"
         )
-    for where, key, kind in WRITTEN:
+    for where, key, kind in WRITTEN if exported else WRITTEN + TO_RESUME:
         part = content.get(where)
         value = part.get(key) if isinstance(part, dict) and key else part
         if not isinstance(value, kind) or isinstance(value, bool):

@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from stn.callbacks import progress_bar
-from stn.errors import InputError
+from stn.errors import InputError, require
 from stn.optimization import Optimization
 from stn.placement import build_network
 
@@ -52,6 +52,7 @@ LARGEST_TEXT = 2**20  # bytes of a config.yaml or a metrics.json
 WRITTEN_BY_RUNS = r"\$\{hydra:runtime\.output_dir\}|\$\{folder\}[^$]*"
 LONGEST_LIST = 1000
 DEEPEST = 20
+DESCRIPTION = "network"  # the key of the description of the network in the metadata of a .safetensors file
 MOST_NODES = 1_000_000
 
 
@@ -71,6 +72,25 @@ def read_checkpoint(path: Path) -> Any:
         ):
             raise ValueError("it has a tensor that is larger than its data")
     return content
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """What a file of `stn.export format=safetensors` holds, as a checkpoint holds it; {} for another file's.
+
+    Raises InputError without the package, and an exception, of many classes, for a file that cannot be read.
+    """
+    require("export", "safetensors")
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise ValueError("it is not a file")
+    with safe_open(path, "pt") as file:  # it checks that every tensor lies within the file
+        text = (file.metadata() or {}).get(DESCRIPTION, "{}")
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if len(text) > LARGEST_TEXT:
+        raise ValueError(f"its description is longer than {LARGEST_TEXT:,} letters")
+    description = parsed(text)
+    return {**description, "state_dict": weights} if isinstance(description, dict) else {}
 
 
 def check_pickle(content: bytes) -> None:
@@ -109,8 +129,13 @@ def parse_yaml(path: Path) -> DictConfig:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises ValueError or OSError for one that cannot be read."""
+    return parsed(read_text(path))
+
+
+def parsed(text: str) -> Any:
+    """What a text of JSON holds. Raises ValueError for another text."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 

@@ -33,7 +33,7 @@ def imports(path: Path) -> set[str]:
 
 def test_the_mains_are_known_and_short() -> None:
     assert {name(path) for path in MAINS} == {
-        *["stn.__main__", "stn.train", "stn.evaluate", "stn.predict", "stn.compare", "stn.record"],
+        *["stn.__main__", "stn.train", "stn.evaluate", "stn.predict", "stn.export", "stn.compare", "stn.record"],
         "stn.benchmark.__main__",
     }
     for path in MAINS:
@@ -59,11 +59,11 @@ FLOORS = (
     ["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.build", "stn.untrusted", "stn.provenance", "stn.options"],
     ["stn.views", "stn.prediction", "stn.sources", "stn.run", "stn.resuming", "stn.training", "stn.scoring"],
     ["stn.evaluation", "stn.evaluation_figures", "stn.evaluation_files", "stn.prediction_files"],
-    ["stn.results", "stn.runs", "stn.differences", "stn.significance"],
+    ["stn.formats", "stn.exporting", "stn.results", "stn.runs", "stn.differences", "stn.significance"],
     ["stn.comparison", "stn.comparison_report"],
     ["stn.sweep", "stn.jobs", "stn.__main__"],
     ["stn.train"],
-    ["stn.evaluate", "stn.predict", "stn.compare", "stn.record", "stn.benchmark"],
+    ["stn.evaluate", "stn.predict", "stn.export", "stn.compare", "stn.record", "stn.benchmark"],
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stn.benchmark import __main__ as benchmark
-from stn.benchmark import accuracy, data, layers, scaling, start, threads, train
+from stn.benchmark import accuracy, data, export, layers, scaling, start, threads, train
 from stn.benchmark.timing import interleaved, ratio
 from stn.errors import InputError
 from stn.layers import Affine, Projective, ThinPlateSpline
@@ -68,6 +68,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {"LeNet-5 STN": ["experiment=eva7_nemani", *SMALL], "default": SMALL}
     for module in (train, data, accuracy, threads):
         monkeypatch.setattr(module, "CASES", cases)
+    monkeypatch.setattr(export, "NETWORKS", {"small": ["model=convnet_small"]})
     for module in (train, accuracy):
         monkeypatch.setattr(module, "WORKERS", (0,))
         monkeypatch.setattr(module, "TUTORIAL_IMAGES", 40)
@@ -90,8 +91,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         (["scaling"], "grows", ["batch", "transformers"]),
         (["threads"], "network", ["LeNet-5 STN", "default"]),
         (["start"], "what", [start.FIRST_BATCH, "stn.train --help", "import torch", "import pytorch_lightning"]),
+        (["export"], "runtime", ["torch", "torchscript", "pt2", "onnxruntime"] * 2),
     ],
-    ids=["train", "data", "accuracy", "scaling", "threads", "start"],
+    ids=["train", "data", "accuracy", "scaling", "threads", "start", "export"],
 )
 def test_every_benchmark_leaves_its_rows_and_a_plot(
     arguments: list[str], column: str, expected: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

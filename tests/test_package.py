@@ -80,7 +80,9 @@ def test_every_dependency_is_pinned_to_a_version_that_is_admitted(file: str) -> 
     lines = [Requirement(line) for line in (ROOT / file).read_text().splitlines()]
     pins = {pin.name: Version(next(iter(pin.specifier)).version) for pin in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for dependency in map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["dev"]]):
+    extras = project["optional-dependencies"]
+    assert set(extras["export"]) < set(extras["dev"])
+    for dependency in map(Requirement, [*project["dependencies"], *extras["dev"]]):
         pin = pins[dependency.name]
         assert pin in dependency.specifier, dependency
         (floor,) = (Version(part.version) for part in dependency.specifier if part.operator == ">=")

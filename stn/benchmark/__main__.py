@@ -15,6 +15,7 @@ BENCHMARKS = {
     "train": "images a second, compared with a bare loop and the tutorial's loop",
     "data": "augmented images a second, compared with torchvision",
     "accuracy": "seconds to an accuracy, compared with the tutorial's 50 epochs",
+    "export": "images a second of an exported network in each runtime",
     "scaling": "images a second and memory as batch, image, transformers, data and epochs grow",
     "threads": "images a second with one thread and with all",
     "start": "seconds from the command to the first batch",

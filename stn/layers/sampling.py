@@ -21,6 +21,11 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+def is_traced() -> bool:
+    """Whether torch records what it computes as a graph, which keeps only one side of each `if`."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def check_sampling(mode: str, padding: Padding) -> None:
     """Raises ValueError unless `mode` is one of `Mode`, and `padding` one of `Border` or a number for each channel."""
     if mode not in get_args(Mode):
@@ -107,7 +112,7 @@ def sample(
 def bounded(points: Tensor) -> Tensor:
     """`points` with NaN as 0 and the rest within ±`FARTHEST`: other values end the process in `F.grid_sample`."""
     on_cpu = points.device.type == "cpu" and points.numel() > 0
-    if on_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    if on_cpu and not is_traced() and not torch._C._are_functorch_transforms_active():
         # A look at the extremes costs a CPU a tenth of what bounding does. It cannot be taken while tracing, and makes
         # a GPU wait.
         seen = points.detach()

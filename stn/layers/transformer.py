@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stn.layers.sampling import Mode, Padding, check_sampling, pixel_centres, sample, without_autocast
+from stn.layers.sampling import Mode, Padding, check_sampling, is_traced, pixel_centres, sample, without_autocast
 from stn.layers.warps import Affine, Warp, decompose
 
 MOST_LOOKS = 16
@@ -178,7 +178,7 @@ class SpatialTransformer(nn.Module):
 
 def check_finite(theta: Tensor) -> None:
     """Raises NotFiniteError if θ on a CPU is not finite. On a GPU it is not checked, because that would synchronize."""
-    if theta.device.type == "cpu" and not torch.compiler.is_compiling() and not theta.isfinite().all():
+    if theta.device.type == "cpu" and not is_traced() and not theta.isfinite().all():
         raise NotFiniteError("theta must be finite, and is not: the training has diverged")
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stn.layers.homography import Project, project
-from stn.layers.sampling import sample, without_autocast
+from stn.layers.sampling import is_traced, sample, without_autocast
 
 LARGEST_LATTICE = 32  # control points a side: one for each pixel of a small image
 
@@ -286,7 +286,7 @@ class Projective(MatrixGroup):
 
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
         matrix, points = self.matrix(theta), homogeneous(points)
-        if torch.compiler.is_compiling():  # the compiler fuses the plain form itself
+        if is_traced():  # the compiler fuses the plain form itself
             return project(matrix, points, self.horizon).mT
         with without_autocast(theta.device):
             moved, _ = Project.apply(matrix, points, self.horizon)
