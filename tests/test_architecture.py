@@ -57,7 +57,7 @@ FLOORS = (
     ["stn.placement", "stn.classifier", "stn.callbacks", "stn.config"],
     ["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.build", "stn.untrusted", "stn.provenance", "stn.options"],
     ["stn.views", "stn.prediction", "stn.sources", "stn.run", "stn.resuming", "stn.training"],
-    ["stn.evaluation", "stn.prediction_files", "stn.results", "stn.jobs", "stn.__main__"],
+    ["stn.evaluation", "stn.prediction_files", "stn.results", "stn.reference", "stn.jobs", "stn.__main__"],
     ["stn.train"],
     ["stn.evaluate", "stn.predict", "stn.record", "stn.benchmark"],
 )
