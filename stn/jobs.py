@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stn import cli, config
 from stn.check import allowed_packages, check_effects
@@ -49,12 +49,15 @@ def run_apart(composed: DictConfig) -> Any:
     """
     if composed.resume is not None:
         raise InputError("resume goes on with a single run: leave out -m")
+    multiprocessing.set_start_method(None, force=True)  # joblib's workers set one that no other process knows
     # A server that has imported everything forks the processes, since importing takes seconds.
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
         context.set_forkserver_preload(["stn.training"])
     folder = Path(HydraConfig.get().runtime.output_dir)
-    process = context.Process(target=_run_here, args=(composed, HydraConfig.instance().cfg))
+    # Without the classes of a launcher's plugin, which Hydra imports twice, so that they cannot be pickled.
+    settings = OmegaConf.create(OmegaConf.to_container(HydraConfig.instance().cfg))
+    process = context.Process(target=_run_here, args=(composed, settings))
     process.start()
     try:
         process.join()
