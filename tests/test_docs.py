@@ -1,0 +1,135 @@
+"""What the documentation shows is run as it is written."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import ROOT, TINY, Command
+from PIL import Image
+
+from stn.config import compose
+from stn.data import ShapesDataModule
+from stn.training import train
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+# A block that cannot be run here is marked on the page: <!-- not run: why --> on the line before it. These programs are
+# never run:
+NOT_RUN = {
+    "make": "it sets up an environment",
+    "pip": "it installs packages",
+    "tensorboard": "it serves until it is stopped",
+}
+SIZES = [setting for setting in TINY if re.match("data.(train_images|test_images|batch_size)=", setting)]
+
+
+class Block(NamedTuple):
+    """A block of code on a page."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The blocks of a page that are not marked as not run."""
+    text = page.read_text()
+    for found in re.finditer(r"^(<!-- not run: .+ -->\n)?```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if not found[1]:
+            yield Block(found[2], found[3], text[: found.start(3)].count("\n"))
+
+
+def small(words: list[str]) -> list[str]:
+    """A training command with what makes it take seconds.
+
+    It trains for one epoch. Without data of its own it trains on a few generated images; without a trainer, on the CPU;
+    without a model or an experiment, which has one, it trains the smallest network.
+    """
+    keys = {word.lstrip("+~").partition("=")[0] for word in words}
+    if keys & {"--help", "--cfg", "--config-path", "resume"}:
+        return words
+    more = ["trainer.max_epochs=1"]
+    if "data" not in keys:
+        more += ["data=shapes", *SIZES]
+    if "trainer" not in keys:
+        more.append("trainer=cpu")
+    if not keys & {"model", "experiment"}:
+        more.append("model=convnet_small")
+    return [*words, *more]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what pages name: DIR with images, RUN with a run on them, which is also the latest in outputs/."""
+    folder = tmp_path_factory.mktemp("workshop")
+    data = ShapesDataModule(train_images=300, test_images=20)
+    for split in ("train", "test"):
+        images, labels = data.read(train=split == "train")
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = folder / "DIR" / split / f"class {label}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    settings = ["data=image_folder", f"data.root={folder}/DIR", "model=convnet_small", "trainer=cpu"]
+    train(compose([*settings, "trainer.max_epochs=1"], folder / "RUN"))
+    shutil.copytree(folder / "RUN", folder / "outputs" / "day" / "time")
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_runs_from_top_to_bottom(
+    page: Path, workshop: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks whose first line is a comment with a file's name are written to that file."""
+    shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    if "load_dataset" in page.read_text():
+        monkeypatch.setattr("datasets.load_dataset", in_memory)
+    before, names = set(sys.modules), {"__name__": "__main__"}
+    for language, text, line in blocks(page):
+        if file := re.match(r"# ([\w/]+\.(py|yaml))\n", text):
+            (tmp_path / file[1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file[1]).write_text(text)
+        elif language == "python":
+            exec(compile(text, f"{page.name}:{line}", "exec"), names)
+        elif language == "sh":
+            for typed in text.replace("\\\n", "").splitlines():
+                run(typed, command, tmp_path)
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", "") == str(tmp_path / f"{name}.py"):
+            del sys.modules[name]
+
+
+def run(typed: str, command: Command, folder: Path) -> None:
+    """Runs a line of a block, which is a command of this project or one that is never run."""
+    program, *words = shlex.split(os.path.expandvars(typed), comments=True) or ["pip"]
+    if program in NOT_RUN:
+        return
+    if program == "python":
+        assert words[0] == "-m" and words[1].startswith("stn."), typed
+        verb, words = words[1].removeprefix("stn."), words[2:]
+    else:
+        assert program == "stn", f"{typed!r} is no command of this project: mark its block as not run"
+        verb, words = words[0], words[1:]
+    if verb == "train":
+        words = small(words)
+    if any(word.startswith("resume=") for word in words):  # then the run must be one that was interrupted
+        for path in folder.rglob("metrics.json"):
+            path.unlink()
+    found = command(*words, verb=verb, variables={"PYTHONPATH": f"{ROOT}:{folder}"})
+    assert found.returncode == 0, f"{typed}\n{found.stdout}\n{found.stderr}"
+
+
+def in_memory(path: str) -> object:
+    """What `datasets.load_dataset` would download: a hundred random images of two classes."""
+    import datasets
+
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"img": [Image.effect_noise((40, 40), 64) for _ in range(100)], "label": [0, 1] * 50}
+    split = datasets.Dataset.from_dict(rows, features=features)
+    return datasets.DatasetDict({"train": split, "test": split})
