@@ -1,23 +1,28 @@
 """What the documentation shows is run as it is written."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
-from conftest import ROOT, TINY, Command
+from conftest import ROOT, TINY, Command, environment
 from PIL import Image
+from test_architecture import FLOORS
 
 from stn.config import compose
 from stn.data import ShapesDataModule
+from stn.reference import reference
 from stn.training import train
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if re.search("^```(sh|python)", page.read_text(), re.M)]
 # A block that cannot be run here is marked on the page: <!-- not run: why --> on the line before it. These programs are
 # never run:
 NOT_RUN = {
@@ -87,6 +92,7 @@ def test_a_page_runs_from_top_to_bottom(
     """Blocks whose first line is a comment with a file's name are written to that file."""
     shutil.copytree(workshop, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     if "load_dataset" in page.read_text():
         monkeypatch.setattr("datasets.load_dataset", in_memory)
@@ -123,6 +129,54 @@ def run(typed: str, command: Command, folder: Path) -> None:
             path.unlink()
     found = command(*words, verb=verb, variables={"PYTHONPATH": f"{ROOT}:{folder}"})
     assert found.returncode == 0, f"{typed}\n{found.stdout}\n{found.stderr}"
+
+
+def test_the_additions_of_the_page_of_the_code_train(tmp_path: Path) -> None:
+    for name in ("stn", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / "copy" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    patches = [text for language, text, _ in blocks(ROOT / "docs" / "code.md") if language == "diff"]
+    for patch in patches:
+        applied = subprocess.run(["git", "apply"], cwd=tmp_path / "copy", input=patch, capture_output=True, text=True)
+        assert applied.returncode == 0, f"{patch}\n{applied.stderr}"
+    random = np.random.default_rng(0)
+    sets = {"train": 300, "test": 20}
+    images = {f"{name}_images": random.integers(0, 256, (n, 28, 28, 3), dtype=np.uint8) for name, n in sets.items()}
+    labels = {f"{name}_labels": random.integers(0, 9, (n, 1), dtype=np.uint8) for name, n in sets.items()}
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "pathmnist.npz", **images, **labels)
+    chosen = ["data=pathmnist", "model=all_conv", "model/warp=radial_distortion"]
+    found = subprocess.run(
+        [sys.executable, "-m", "stn.train", *chosen, "trainer=cpu", "trainer.max_epochs=1", "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": str(tmp_path / "copy")},
+        capture_output=True,
+        text=True,
+    )
+    assert len(patches) == 3 and found.returncode == 0, found.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 1
+
+
+def test_the_page_of_the_code_names_every_module_on_its_floor() -> None:
+    rows = re.findall(r"^\| (\d) \| (.*) \|$", (ROOT / "docs" / "code.md").read_text(), re.MULTILINE)
+    assert {int(number): set(re.findall(r"`(stn\.\w+)`", text)) for number, text in rows} == {
+        number: set(modules) for number, modules in enumerate(FLOORS, 1)
+    }
+
+
+def test_the_page_of_the_configuration_is_what_the_code_gives_and_leaves_nothing_out() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == reference(), "run python -m stn.record"
+    assert not re.findall(r"^\| .*\|  \|$", page, re.MULTILINE), "without a meaning"
+
+
+def test_bash_completes_what_the_page_of_the_configuration_says() -> None:
+    (script,) = (text for language, text, _ in blocks(ROOT / "docs" / "configuration.md") if language == "bash")
+    command = f'stn() {{ {shlex.quote(sys.executable)} -m stn "$@"; }}'
+    asked = 'COMP_LINE="stn train model/warp=tp"; _stn; echo "${COMPREPLY[@]}"'
+    found = subprocess.run(
+        ["bash", "-c", f"{command}\n{script}\n{asked}"], env=environment(), capture_output=True, text=True
+    )
+    assert found.stdout == "model/warp=tps\n", found.stderr
 
 
 def in_memory(path: str) -> object:
