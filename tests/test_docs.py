@@ -20,6 +20,7 @@ from test_architecture import FLOORS
 from stn.config import compose
 from stn.data import ShapesDataModule
 from stn.reference import reference
+from stn.run import find_run
 from stn.training import train
 
 PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if re.search("^```(sh|python)", page.read_text(), re.M)]
@@ -70,18 +71,20 @@ def small(words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what pages name: DIR with images, RUN with a run on them, which is also the latest in outputs/."""
+    """What pages name: photos of ten classes, new ones, one as JPEG, and RUN, a run on photos, also the latest."""
     folder = tmp_path_factory.mktemp("workshop")
     data = ShapesDataModule(train_images=300, test_images=20)
     for split in ("train", "test"):
         images, labels = data.read(train=split == "train")
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = folder / "DIR" / split / f"class {label}" / f"{index}.png"
+            path = folder / "photos" / split / f"class {label}" / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    settings = ["data=image_folder", f"data.root={folder}/DIR", "model=convnet_small", "trainer=cpu"]
+    settings = ["data=image_folder", f"data.root={folder}/photos", "model=convnet_small", "trainer=cpu"]
     train(compose([*settings, "trainer.max_epochs=1"], folder / "RUN"))
     shutil.copytree(folder / "RUN", folder / "outputs" / "day" / "time")
+    shutil.copytree(folder / "photos" / "test" / "class 0", folder / "new")
+    Image.open(folder / "new" / "0.png").save(folder / "photo.jpg")
     return folder
 
 
@@ -113,20 +116,20 @@ def test_a_page_runs_from_top_to_bottom(
 
 def run(typed: str, command: Command, folder: Path) -> None:
     """Runs a line of a block, which is a command of this project or one that is never run."""
-    program, *words = shlex.split(os.path.expandvars(typed), comments=True) or ["pip"]
-    if program in NOT_RUN:
+    words = shlex.split(os.path.expandvars(typed), comments=True)
+    if not words or words[0] in NOT_RUN:
         return
-    if program == "python":
-        assert words[0] == "-m" and words[1].startswith("stn."), typed
-        verb, words = words[1].removeprefix("stn."), words[2:]
+    words = [path for word in words for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    if words[:2] == ["python", "-m"] and words[2].startswith("stn."):
+        verb, words = words[2].removeprefix("stn."), words[3:]
     else:
-        assert program == "stn", f"{typed!r} is no command of this project: mark its block as not run"
-        verb, words = words[0], words[1:]
+        assert words[0] == "stn", f"{typed!r} is no command of this project: mark its block as not run"
+        verb, words = words[1], words[2:]
     if verb == "train":
         words = small(words)
-    if any(word.startswith("resume=") for word in words):  # then the run must be one that was interrupted
-        for path in folder.rglob("metrics.json"):
-            path.unlink()
+    for word in words:
+        if word.startswith("resume="):  # then it must be a run that was interrupted, such as in its test
+            (find_run(word.removeprefix("resume=")) / "metrics.json").unlink()
     found = command(*words, verb=verb, variables={"PYTHONPATH": f"{ROOT}:{folder}"})
     assert found.returncode == 0, f"{typed}\n{found.stdout}\n{found.stderr}"
 
