@@ -24,7 +24,13 @@ def size_after_pools(image_size: int, kernel: int, pools: int) -> int:
 
 
 class ConvNet(nn.Sequential):
-    """Two convolutions and two linear layers with dropout, as in PyTorch's spatial transformer tutorial."""
+    """Two convolutions and two linear layers with dropout, as in PyTorch's spatial transformer tutorial.
+
+    channels: of the two convolutions.
+    hidden: the features between the two linear layers.
+    dropout: the share that is set to 0 in training, of the channels of the second convolution and of the features.
+    Raises ValueError for values out of range.
+    """
 
     def __init__(
         self,

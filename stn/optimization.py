@@ -17,9 +17,11 @@ class Optimization:
     algorithm: "sgd"; "adamw"; or "muon", which trains the convolutions' filters by Muon, and the rest, the transformers
         included, by SGD with Nesterov momentum.
     lr: the highest learning rate.
-    schedule: "constant"; "cosine", from lr to 0; or "one_cycle", which rises for the first `warmup` (a fraction) of the
-        steps, then falls to 0.
-    momentum, nesterov: of SGD and Muon.
+    schedule: "constant"; "cosine", from lr to 0; or "one_cycle", which rises for the first `warmup` of the steps, then
+        falls to 0.
+    warmup: the share of the steps in which "one_cycle" rises.
+    momentum: of SGD and Muon.
+    nesterov: whether the momentum looks ahead (Nesterov), of SGD and Muon.
     weight_decay: acts on weights of two or more dimensions, but not on filters trained by Muon. It spares the last
         layers of the transformers, because decay would pull θ to 0, not to the identity.
     localization_lr_scale: multiplies lr for everything within a spatial transformer.

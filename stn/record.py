@@ -1,4 +1,4 @@
-"""python -m stn.record RUN…: keeps the results of finished runs in results/, and makes the pages that quote results.
+"""python -m stn.record RUN…: keeps the results of finished runs in results/, and makes the pages that are generated.
 
 python -m stn.record outputs/2026-11-24/12-00-00-000000
 python -m stn.record    # makes the pages anew
@@ -14,18 +14,21 @@ def main() -> None:
     """Runs the command line, in a checkout."""
     parser = argparse.ArgumentParser(
         "stn.record",
-        description="Keeps results of runs in results/, and makes the pages that quote results.",
+        description="Keeps results of runs in results/, and makes the pages that are generated.",
     )
     parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     arguments = parser.parse_args()
     with cli.exit_codes("stn.record"):
-        from stn.benchmark.page import make_page  # here, since --help must not wait for them
+        # Here, since --help must not wait for them.
+        from stn.benchmark.page import make_page
+        from stn.reference import make_reference
         from stn.results import make_pages, record
 
         for folder in arguments.runs:
             print(record(folder))
         make_pages()
         make_page()
+        make_reference()
 
 
 if __name__ == "__main__":

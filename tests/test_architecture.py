@@ -59,7 +59,7 @@ FLOORS = (
     ["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.build", "stn.untrusted", "stn.provenance", "stn.options"],
     ["stn.views", "stn.prediction", "stn.sources", "stn.run", "stn.resuming", "stn.training", "stn.scoring"],
     ["stn.evaluation", "stn.evaluation_figures", "stn.evaluation_files", "stn.prediction_files"],
-    ["stn.formats", "stn.exporting", "stn.results", "stn.runs", "stn.differences", "stn.significance"],
+    ["stn.formats", "stn.exporting", "stn.results", "stn.reference", "stn.runs", "stn.differences", "stn.significance"],
     ["stn.comparison", "stn.comparison_report"],
     ["stn.sweep", "stn.jobs", "stn.__main__"],
     ["stn.train"],

@@ -1,6 +1,8 @@
 """What the package needs to be imported, and what its archives and an installed copy carry."""
 
 import importlib.metadata
+import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,7 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+import yaml
+from conftest import ROOT, TINY, environment
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -74,6 +77,12 @@ def test_the_version_is_that_of_the_installed_package(monkeypatch: pytest.Monkey
     assert stn.__version__ == "0+unknown"
 
 
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0] == version
+
+
 @pytest.mark.parametrize("file", ["constraints.txt", "constraints-lowest.txt"])
 def test_every_dependency_is_pinned_to_a_version_that_is_admitted(file: str) -> None:
     """In constraints-lowest.txt to the lowest one, so that the tests show that it is enough."""
@@ -123,7 +132,8 @@ def test_the_source_archive_holds_what_builds_and_tests_the_package(archives: tu
     made = {name for name in held if name.startswith("stn_experiments.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     top = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml"}
     pins = {"constraints.txt", "constraints-lowest.txt"}
-    assert held - made == top | pins | below("stn", "*.py") | below("conf", "*.yaml") | below("tests", "*.py")
+    package = below("stn", "*.py") | {"stn/py.typed"}
+    assert held - made == top | pins | package | below("conf", "*.yaml") | below("tests", "*.py")
 
 
 def test_the_wheel_holds_the_packages_and_their_configs(archives: tuple[Path, Path]) -> None:
@@ -132,7 +142,8 @@ def test_the_wheel_holds_the_packages_and_their_configs(archives: tuple[Path, Pa
         (metadata,) = (name for name in held if name.endswith(".dist-info/METADATA"))
     about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
     configs = {f"stn/{name}" for name in below("conf", "*.yaml")}
-    assert held == below("stn", "*.py") | configs | {metadata.replace("METADATA", name) for name in about}
+    package = below("stn", "*.py") | {"stn/py.typed"}  # by which type checkers know that it has types
+    assert held == package | configs | {metadata.replace("METADATA", name) for name in about}
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +155,19 @@ def installed(archives: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
     return target
 
 
-@pytest.mark.parametrize("command", [["-m", "stn.train"], ["bin/stn", "train"]], ids=" ".join)
-def test_an_installed_wheel_finds_its_configs(command: list[str], installed: Path, tmp_path: Path) -> None:
-    program = [str(installed / part) if part.startswith("bin") else part for part in command]
-    shown = subprocess.run(
-        [sys.executable, *program, "--cfg", "job"],
-        cwd=tmp_path,
-        env=environment() | {"PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-    )
+def typed(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command of the installed wheel, in a folder that is no checkout."""
+    variables = environment() | {"PYTHONPATH": str(installed)}
+    return subprocess.run([sys.executable, *words], cwd=folder, env=variables, capture_output=True, text=True)
+
+
+def test_an_installed_wheel_finds_its_configs(installed: Path, tmp_path: Path) -> None:
+    shown = typed(installed, tmp_path, "-m", "stn.train", "--cfg", "job")
     assert shown.returncode == 0 and "max_epochs: 50" in shown.stdout, shown.stderr
+
+
+def test_an_installed_wheel_trains(installed: Path, tmp_path: Path) -> None:
+    settings = ["experiment=demo", *TINY, "model=convnet", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    trained = typed(installed, tmp_path, str(installed / "bin" / "stn"), "train", *settings)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 1

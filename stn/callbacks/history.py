@@ -18,9 +18,10 @@ METRICS = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
 class History(pl.Callback):
     """Keeps the metrics of each epoch that was validated, and draws them when training ends or is interrupted.
 
-    rows: a dict for each such epoch, with its number and its metrics.
-    epochs, steps, seconds: those of training, up to the end of the last epoch.
-    The picture is `folder`/accuracy.png.
+    folder: of the picture, accuracy.png.
+
+    `rows` has a dict for each such epoch, with its number and its metrics; `epochs`, `steps` and `seconds` are those of
+    training, up to the end of the last epoch.
     """
 
     def __init__(self, folder: str) -> None:

@@ -21,7 +21,8 @@ class WarpGallery(pl.Callback):
 
     Above each image stands the class that the network sees in it, and whether that is right.
 
-    images: how many of the validation set, chosen once and spread over the classes.
+    folder: of the pictures.
+    images: how many images of the validation set are shown, chosen once and spread over the classes.
     The image itself is warped, even for a transformer on a feature map. The pictures go to TensorBoard and to
     `folder`/warps/<transformer>_epoch_<n>.png. At the end they become the animation `folder`/warps_<transformer>.gif.
     Raises ValueError if images is below 1.

@@ -14,7 +14,10 @@ from stn.process import locked
 
 
 class CIFAR10DataModule(ResidentDataModule):
-    """CIFAR-10 from `root`, downloaded there on first use: 50,000 + 10,000 images of 32 x 32, 10 classes."""
+    """CIFAR-10: 50,000 + 10,000 images of 32 x 32, 10 classes.
+
+    root: the folder of the files, which are downloaded there on first use.
+    """
 
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

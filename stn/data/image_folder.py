@@ -22,12 +22,13 @@ log = logging.getLogger(__name__)
 class ImageFolderDataModule(ResidentDataModule):
     """Images from `root`/train/<class>/... and `root`/test/<class>/..., in the formats that PIL decodes.
 
+    root: the folder that holds train/<class>/<image> and test/<class>/<image>.
     channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted. With 1 and 3,
         transparent pixels become mid-grey.
-    cache: a folder for the decoded images, up to 1 GiB for each set and 4 GiB in all; None for none. The next run takes
-        them from there, unless a file, the size, the channels or the decoder have changed. The files that were not used
-        for longest are removed; the folder may be emptied at any time.
+    cache: the folder where decoded images are kept for the next run, 4 GiB at most; None to keep none.
     follow_links: whether links that lead out of `root` are followed.
+    A set of more than 1 GiB is not kept. Kept images are decoded anew when a file, the size, the channels or the
+    decoder have changed. The files that were not used for longest are removed; the cache may be emptied at any time.
     Nothing is written to `root`. Images of another size are resized to `image_size`, whatever their shape; the log says
     how many. It also says which files are no images, by their extension; hidden files and folders are left out.
     Raises OSError for a missing folder, and ValueError for an empty class, classes that differ between train and test,

@@ -25,12 +25,15 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
 
     channels: the number of channels of each image.
     image_size: the side of the images in pixels; images of another size are resized.
-    batch_size: of training, in each process. eval_batch_size: of validation and test.
-    mean, std: of each channel, for values in [0, 1]; if None, they are measured on the training images.
+    batch_size: the images of a training step, in each process.
+    eval_batch_size: the images of a step of validation and test.
+    mean: the mean of each channel, for values in [0, 1]; None: as measured on the training images.
+    std: the deviation of each channel, for values in [0, 1]; None: as measured on the training images.
     flip, shift, cutout, cutmix: see `Augmentation`.
-    val_fraction: the share of the training set that is held out for validation; split_seed chooses its images.
+    val_fraction: the share of the training set that is held out for validation.
     validate_on: "held_out"; or "test", which trains on the whole training set and validates on the test set, as
         published logs often do.
+    split_seed: chooses the images that are held out.
     seed: of the order and the augmentation.
     Raises ValueError for values out of range.
 

@@ -108,8 +108,11 @@ def draw_shapes(labels: Tensor, poses: Tensor, size: int, generator: torch.Gener
 class ShapesDataModule(ResidentDataModule):
     """Ten classes of coloured figures on a textured background at random poses; needs no files.
 
-    train_images, test_images: how many there are. rotation: the largest angle in degrees, in both directions.
-    min_scale, max_scale: the figure's size in fractions of the image.
+    train_images: how many images the training set has, those held out included.
+    test_images: how many images the test set has.
+    rotation: the largest angle in degrees, in both directions.
+    min_scale: the smallest size of a figure, in fractions of the image.
+    max_scale: the largest size of a figure, in fractions of the image.
     Raises ValueError for values out of range.
 
     `poses["train"]` and `poses["test"]` (N, 6) are in the order of `read`. They are the affine θ with which a

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 class ConvLocalization(nn.Sequential):
     """Convolutions, each with max-pool 2 and ReLU, then one hidden layer: (N, C, size, size) -> (N, hidden).
 
-    channels, kernels: output channels and kernel size of each convolution. hidden: features in the end.
+    channels: the output channels of each convolution.
+    kernels: the kernel size of each convolution.
+    hidden: the features in the end.
     in_channels, image_size: of the images.
     shrink: first averages blocks of shrink x shrink pixels, since low resolution shows the pose at a fraction of the
         cost. Jaderberg et al. 2015, section 4.1, halve the image.

@@ -80,6 +80,7 @@ def sample(
     in 64.
 
     points: a coordinate that is NaN counts as 0, the middle; one beyond ±1e4 counts as ±1e4. They have no gradient.
+    mode: how values between pixels are found: "bilinear", "bicubic", or "nearest", the value of the nearest pixel.
     padding: what points beyond the image read: "border", its edge; "reflection", its mirror image; "zeros"; or a number
         for each channel.
     align_corners: whether ±1 is the centre of the outermost pixel, rather than its edge.

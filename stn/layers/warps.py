@@ -264,7 +264,7 @@ class Affine(MatrixGroup):
 class Projective(MatrixGroup):
     """A plane seen from another viewpoint: affine, divided by g x + h y + 1, θ = (a, b, tx, c, d, ty, g, h).
 
-    Divisors are kept at a distance of `horizon` from 0, so that no point is at infinity.
+    horizon: the distance from 0 at which divisors are kept, so that no point is at infinity.
     """
 
     num_params = 8
@@ -321,6 +321,8 @@ class LatticeWarp(Warp):
     """Warps by displacing `size` x `size` control points, linear in θ: points + basis(points) @ θ.
 
     θ holds the displacement (x, y) of each control point, row by row.
+
+    size: the control points along each side.
     """
 
     smallest = 2
@@ -407,10 +409,14 @@ class BSpline(LatticeWarp):
 class Diffeomorphic(Warp):
     """A warp that never folds: the flow along a constant velocity field for one unit of time.
 
-    θ is the velocity at the points of a cubic B-spline lattice; a tanh keeps it within ±`bound`. The flow is integrated
-    by scaling and squaring (Arsigny et al. 2006, "A Log-Euclidean Framework for Statistics on Diffeomorphisms") on
-    `nodes` x `nodes` points, and interpolated between them. With 33 nodes and θ up to `bound` its mean error is 0.03
-    pixels of 32. -θ is the inverse, up to that error.
+    θ is the velocity at the points of a cubic B-spline lattice. The flow is integrated by scaling and squaring (Arsigny
+    et al. 2006, "A Log-Euclidean Framework for Statistics on Diffeomorphisms") on a grid, and interpolated between its
+    nodes. With 33 nodes and θ up to `bound` its mean error is 0.03 pixels of 32. -θ is the inverse, up to that error.
+
+    size: the control points along each side.
+    bound: the largest velocity along an axis, in half-widths; a tanh keeps θ within it.
+    nodes: the nodes of the grid along each side.
+    squarings: the flow is that of 1 / 2^squarings of the time, doubled so often.
     """
 
     def __init__(self, size: int = 6, bound: float = 0.5, nodes: int = 33, squarings: int = 6) -> None:
@@ -462,8 +468,11 @@ class LogPolar(Warp):
     """Angle along x, logarithm of the radius along y, about an origin θ = (x, y) (Esteves et al. 2018).
 
     Rotating or scaling the image about the origin shifts the output. As x goes from -1 to 1, the angle makes a full
-    turn: it starts at the left and passes the top. As y goes from -1 to 1, the radius goes from `inner` to `outer`, in
-    half-widths. The angle is periodic, so a following convolution should use circular padding along the width.
+    turn: it starts at the left and passes the top. As y goes from -1 to 1, the radius goes from `inner` to `outer`. The
+    angle is periodic, so a following convolution should use circular padding along the width.
+
+    inner: the smallest radius, in half-widths.
+    outer: the largest radius, in half-widths.
     """
 
     num_params = 2
