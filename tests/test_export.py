@@ -263,6 +263,12 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(
     assert capsys.readouterr().err == f'stn.export: {package} is not installed: pip install "stn-experiments[export]"\n'
 
 
+def test_safetensors_without_its_package_is_no_broken_file(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(InputError, match=r"^safetensors is not installed: pip install"):
+        stn.Run.open(exported)
+
+
 def test_theta_needs_a_transformer(trained: Path) -> None:
     run = stn.Run.open(trained)
     del run.classifier.net.transformer
