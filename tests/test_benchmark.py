@@ -86,7 +86,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["accuracy", *SMALL[1:], "model.classifier.widths=[8,8,8]", "trainer.max_epochs=1"],
             "what",
-            ["the tutorial's loop, 50 epochs", "fast67", "fast94"],
+            ["the tutorial's loop, 50 epochs", "fast85", "fast94"],
         ),
         (["scaling"], "grows", ["batch", "transformers"]),
         (["threads"], "network", ["LeNet-5 STN", "default"]),

@@ -16,7 +16,7 @@ from stn.build import build_data, read_data
 from stn.process import tune_malloc
 from stn.training import train
 
-EXPERIMENTS = ("fast67", "fast94")
+EXPERIMENTS = ("fast85", "fast94")
 GOALS = (0.60, 0.67, 0.90, 0.94)
 EPOCHS, IMAGES = 50, 50_000  # of the published systems
 
