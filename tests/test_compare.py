@@ -201,6 +201,7 @@ def sweep(write: Write) -> Path:
         (Path("sweep") / str(6 + job)).mkdir()
         (Path("sweep") / str(6 + job) / "error.txt").write_text(error)
     Path("sweep/multirun.yaml").touch()
+    Path("sweep/error.txt").touch()  # of an attempt to resume it as a run
     return Path("sweep")
 
 
