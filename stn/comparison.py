@@ -75,7 +75,7 @@ class Comparison:
         beaten = [row for row in others if row.p is not None and row.p < LEVEL]
         open_rows = [row for row in others if row.p is not None and row.p >= LEVEL]
         if not beaten and not open_rows:
-            return "Nothing can be concluded: a test needs two seeds or more of each setting, which differ."
+            return "Nothing can be concluded: a test needs at least two seeds of each setting, with different results."
         if beaten:
             rows = "every other row" if len(beaten) == len(others) else f"{len(beaten)} of {len(others)} other rows"
             said = f"{best.name} is better than {rows} by more than the seeds explain (p < {LEVEL})"
@@ -115,6 +115,7 @@ def compare_runs(folders: Sequence[Path], by: str = "test_accuracy", allow_diffe
         if not allow_different_data:
             raise InputError(f"{differ}: compare runs on the same data, or set allow_different_data=true")
         notes.append(f"The data differ: {differ}.")
+        runs = [replace(run, settings={**run.settings, **run.data}) for run in runs]  # runs on other data share no row
     runs, repeated = latest_of_each(runs)
     left_out |= repeated
     for what, key in (("commits", "commit"), ("machines", "machine")):

@@ -149,7 +149,7 @@ def draw(comparison: Comparison) -> Figure:
     axes.grid(axis="x", alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    keys = {VERMILION: "compared with", BLUE: "not told apart from it", GREY: "differs from it"}
+    keys = {VERMILION: "reference", BLUE: "not told apart from it", GREY: "differs from it"}
     handles = [Line2D([], [], color=colour, linewidth=3, label=said) for colour, said in keys.items()]
     handles.append(Line2D([], [], color="black", marker="|", markersize=12, linestyle="", label="mean"))
     handles.append(Line2D([], [], color="white", markeredgecolor="black", marker="o", linestyle="", label="a seed"))

@@ -27,9 +27,10 @@ def parser(
     of a config; then `words` are the runs and the options.
     """
     lines = []
+    width = max(14, *(len(field.name) + 3 for field in fields(options)))
     for field in fields(options):
         default = "" if field.default in (MISSING, None) else f" (default: {shown(field.default)})"
-        lines.append(f"  {field.name + '=…':<14} {field.metadata['help']}{default}")
+        lines.append(f"  {field.name + '=…':<{width}} {field.metadata['help']}{default}")
     found = argparse.ArgumentParser(
         program,
         description=description,

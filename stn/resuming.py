@@ -28,6 +28,8 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     if folder.is_file():  # a checkpoint of the run
         folder = folder.parent.parent
     config = read_config(folder, allow)
+    if config is None and (folder / "multirun.yaml").exists():
+        raise InputError(f"{folder} holds a sweep: go on with it by -m resume={folder}")
     if config is None:
         raise InputError(f"{folder} has no config.yaml, so it cannot be resumed: give the folder of a run")
     check_paths(config, folder)

@@ -68,7 +68,7 @@ def runs_in(folder: Path) -> list[Path]:
     """The folder itself if it is that of a run, otherwise the runs in it, in the order of their numbers."""
     found = []
     for place, names, files in os.walk(folder):
-        if not set(MARKS).isdisjoint(files):
+        if "multirun.yaml" not in files and not set(MARKS).isdisjoint(files):
             found.append(Path(place))
             names.clear()
         names[:] = [name for name in names if not name.startswith(".")]

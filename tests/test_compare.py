@@ -160,9 +160,7 @@ def test_of_a_loss_the_lowest_is_the_best(write: Write) -> None:
         write(f"runs/{rate}", {"optimizer.lr": rate}, test_accuracy=0.5, test_loss=rate)
     found = compared("runs", by="test_loss")
     assert [row.mean for row in found.rows] == [0.1, 0.2]
-    assert (
-        found.conclusion() == "Nothing can be concluded: a test needs two seeds or more of each setting, which differ."
-    )
+    assert found.conclusion().startswith("Nothing can be concluded: a test needs at least two seeds of each setting")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +179,8 @@ def test_runs_on_other_data_are_refused(keys: dict[str, Any], data: dict[str, An
     with pytest.raises(InputError) as error:
         compared("a", "b")
     assert str(error.value) == f"{said}: compare runs on the same data, or set allow_different_data=true"
-    assert f"The data differ: {said}." in compared("a", "b", allow_different_data=True).notes
+    found = compared("a", "b", allow_different_data=True)
+    assert f"The data differ: {said}." in found.notes and len(found.rows) == 2 and not found.left_out
 
 
 def test_augmentation_is_no_difference_of_the_data(write: Write) -> None:
@@ -202,6 +201,7 @@ def sweep(write: Write) -> Path:
         (Path("sweep") / str(6 + job)).mkdir()
         (Path("sweep") / str(6 + job) / "error.txt").write_text(error)
     Path("sweep/multirun.yaml").touch()
+    Path("sweep/error.txt").touch()  # of an attempt to resume it as a run
     return Path("sweep")
 
 

@@ -179,11 +179,14 @@ def folder(stopped: Path, tmp_path: Path) -> Path:
         (["resume=run", "trainer.max_epochs=9"], "the schedule one_cycle ends after 4 epochs"),
         (["resume=empty"], "empty has no config.yaml, so it cannot be resumed"),
         (["resume=kept_none"], "kept_none has no checkpoint in checkpoints/, so it cannot be resumed"),
+        (["resume=sweep"], "sweep holds a sweep: go on with it by -m resume=sweep"),
         (["-m", "resume=run"], "run is a single run: leave out -m"),
     ],
 )
 def test_what_cannot_be_resumed(arguments: list[str], said: str, folder: Path, command: Command) -> None:
     (folder.parent / "empty").mkdir()
+    (folder.parent / "sweep").mkdir()
+    (folder.parent / "sweep" / "multirun.yaml").touch()
     shutil.copytree(folder, folder.parent / "kept_none", ignore=lambda *names: ["checkpoints"])
     refused(command(*arguments), said)
 
