@@ -45,7 +45,7 @@ class Block(NamedTuple):
 def blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page that are not marked as not run."""
     text = page.read_text()
-    for found in re.finditer(r"^(<!-- not run: .+ -->\n)?```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for found in re.finditer(r"^(<!-- not run: [^\n]+ -->\n)?```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         if not found[1]:
             yield Block(found[2], found[3], text[: found.start(3)].count("\n"))
 
@@ -130,7 +130,12 @@ def run(typed: str, command: Command, folder: Path) -> None:
     for word in words:
         if word.startswith("resume="):  # then it must be a run that was interrupted, such as in its test
             (find_run(word.removeprefix("resume=")) / "metrics.json").unlink()
-    found = command(*words, verb=verb, variables={"PYTHONPATH": f"{ROOT}:{folder}"})
+    variables = {"PYTHONPATH": f"{ROOT}:{folder}"}
+    if any(word.startswith("hydra/launcher=") for word in words):  # joblib's processes outlive a forked one
+        program = [sys.executable, "-m", f"stn.{verb}", *words]
+        found = subprocess.run(program, cwd=folder, env=environment() | variables, capture_output=True, text=True)
+    else:
+        found = command(*words, verb=verb, variables=variables)
     assert found.returncode == 0, f"{typed}\n{found.stdout}\n{found.stderr}"
 
 
