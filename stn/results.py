@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from stn.csv_logger import read_rows
 from stn.errors import InputError
+from stn.figures import BLUE, VERMILION
 from stn.run import read_config, read_metrics
 from stn.training import write_json
 from stn.untrusted import read_json
@@ -182,10 +183,11 @@ def draw_published(results: Mapping[str, Sequence[Result]]) -> Figure:
     for axes, name in zip(figure.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0], names, strict=False):
         for run in results[name]:
             epochs, values = [row["epoch"] for row in run["curve"]], [row["val/accuracy"] for row in run["curve"]]
-            axes.plot(epochs, values, color="tab:blue", label="measured")
+            axes.plot(epochs, values, color=BLUE, label="measured")
         rows = [row for row in logs if row["system"] == name]
         epochs, values = [int(row["epoch"]) for row in rows], [float(row["test_accuracy"]) for row in rows]
-        axes.plot(epochs, values, color="tab:orange", label="published", marker="." if len(rows) < 10 else None)
+        style = "." if len(rows) < 10 else "-"  # of some only a few epochs are known
+        axes.plot(epochs, values, style, color=VERMILION, label="published")
         axes.set(title=name, xlabel="epoch")
         axes.grid(alpha=0.3)
     axes = figure.axes[0]
