@@ -95,7 +95,7 @@ def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
 def purge_events(config: DictConfig, step: int) -> None:
     """Has TensorBoard hide what was logged from a step on, because it is trained again."""
     for node in config.logger.values():
-        if node and node["_target_"].endswith(".TensorBoardLogger"):
+        if node and node["_target_"].endswith("TensorBoardLogger"):
             OmegaConf.update(node, "purge_step", step, force_add=True)
 
 
@@ -123,7 +123,7 @@ def has_means(folder: Path, step: int) -> bool:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # takes a second to import
 
     return any(
-        event.step == step and any(value.tag == "train/loss" for value in event.summary.value)
+        event.step == step and any(value.tag == "loss/train" for value in event.summary.value)
         for path in folder.glob("events.out.tfevents.*")
         for event in EventFileLoader(str(path)).Load()
     )

@@ -42,8 +42,8 @@ RUN: dict[str, type] = {
     "stn.callbacks": pl.Callback,
     **{f"pytorch_lightning.callbacks.{name}": pl.Callback for name in CALLBACKS},
     "stn.csv_logger": Logger,
-    "pytorch_lightning.loggers.csv_logs": Logger,
-    "pytorch_lightning.loggers.tensorboard": Logger,
+    "stn.tensorboard_logger": Logger,
+    **{f"pytorch_lightning.loggers.{name}": Logger for name in ("csv_logs", "tensorboard")},
     "pytorch_lightning.trainer": pl.Trainer,
 }
 OTHERS = (Optimization, build_network, progress_bar)
