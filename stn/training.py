@@ -21,7 +21,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from stn.build import build_classifier, build_data, build_trainer, read_data
@@ -35,7 +35,7 @@ from stn.hyperparameters import hyperparameters, varied
 from stn.layers import NotFiniteError
 from stn.process import LockedError, locked, prepare_process, warn_of_threads
 from stn.provenance import provenance
-from stn.resuming import continue_loggers, last_checkpoint, purge_events
+from stn.resuming import continue_loggers, continue_runs, last_checkpoint, purge_events
 from stn.run import load_checkpoint
 from stn.tensorboard_logger import OrderedTensorBoardLogger
 
@@ -102,6 +102,9 @@ def train_in(
         broke_off = found[0] if found else None
     if trainer.is_global_zero:
         report(folder, () if broke_off else trainer.loggers, metrics)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):  # whose next run would go on with this one
+                logger.experiment.finish()
     if broke_off:
         can_go_on = not isinstance(broke_off, DivergedError) and (folder / "checkpoints" / "last.ckpt").exists()
         if trainer.is_global_zero and can_go_on:
@@ -124,6 +127,8 @@ def fit(
         config.optimizer.lr *= 0.5**restarts
     if state or restarts:
         purge_events(config, state["global_step"] if state else 0)
+    if state:
+        continue_runs(config, state)
 
     compiling = [Compile(config.compile)] if config.compile else []
     trainer = build_trainer(config, [*callbacks, *compiling, KeepSigterm()])
@@ -186,7 +191,7 @@ def make_folder(folder: Path, overwrite: bool) -> None:
 
 def empty_folder(folder: Path) -> None:
     """Deletes what an earlier run has written into a folder."""
-    for name in ("checkpoints", "figures", "projector"):
+    for name in ("checkpoints", "figures", "projector", "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
     written = ("config.yaml", "environment.json", "metrics.*", "hparams.yaml", "error.txt", "projector_config.pbtxt")
     for path in (path for pattern in (*written, "events.out.tfevents.*") for path in folder.glob(pattern)):
