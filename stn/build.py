@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
@@ -13,7 +14,10 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, Mo
 from stn.checkpoint_io import DurableCheckpointIO
 from stn.classifier import Classifier
 from stn.data.resident import ResidentDataModule
-from stn.errors import user_errors
+from stn.errors import InputError, user_errors
+
+# Loggers of other packages, and the extras of this one that install those.
+EXTRAS = {"pytorch_lightning.loggers.MLFlowLogger": "mlflow", "pytorch_lightning.loggers.WandbLogger": "wandb"}
 
 
 def build_data(config: DictConfig, trainer: pl.Trainer | None = None) -> ResidentDataModule:
@@ -88,7 +92,19 @@ def build_group(config: DictConfig, group: str) -> list[Any]:
     """Builds the objects of `callbacks` or `logger`, in order. A key that is null is left out."""
     built = []
     for name, node in config[group].items():
-        if node is not None:
-            with user_errors(f"{group}.{name!s}"):
+        if node is None:
+            continue
+        extra = EXTRAS.get(node["_target_"])
+        with user_errors(f"{group}.{name!s}", *([Exception] if extra else [])):
+            try:
                 built.append(instantiate(node))
+            except InstantiationException as error:
+                # The light package of MLflow has no database, and says so in its own way.
+                missing = isinstance(error.__cause__, ImportError) or "unsupported URI" in str(error.__cause__)
+                if not extra or not missing:
+                    raise
+                raise InputError(
+                    f"{group}.{name}: a package that it needs is not installed: install the extra {extra}, in a "
+                    f"checkout by pip install --editable '.[{extra}]'"
+                ) from error
     return built

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -184,6 +185,11 @@ class Classifier(pl.LightningModule):
             "random_state": torch.get_rng_state(),
             "restarts": self.restarts,
             "data": self.data_digest,
+            "logger_runs": {
+                type(logger).__name__: logger.version
+                for logger in self.trainer.loggers
+                if isinstance(logger, (MLFlowLogger, WandbLogger))
+            },
             "train_means": {name: means[name].item() for name in ("train/accuracy", "train/loss") if name in means},
         }
 

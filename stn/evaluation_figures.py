@@ -3,19 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from PIL import Image
 from torch import Tensor
 
 from stn.evaluation import Evaluation
-from stn.figures import BLUE, GREY, VERMILION, Reading, sheet, shortened, to_picture
+from stn.figures import BLUE, GREY, VERMILION, Reading, draw_confusion, sheet, to_picture
 from stn.robustness import SWEEPS
-
-MOST_COUNTS = 20  # classes up to which the confusion shows numbers
-MOST_NAMES = 60  # classes up to which it shows their names
-LONGEST_NAME = 120  # pixels in a font of 10
 
 
 def draw(evaluation: Evaluation) -> dict[str, Figure | Image.Image]:
@@ -42,29 +37,6 @@ def mistakes_title(evaluation: Evaluation) -> str:
     confusion = evaluation.numbers["confusion"]
     wrong = sum(map(sum, confusion)) - sum(row[index] for index, row in enumerate(confusion))
     return f"the {len(evaluation.mistakes)} worst of {wrong:,} mistakes, by their loss" if wrong else "no mistakes"
-
-
-def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], about: str) -> Figure:
-    """How often the images of each class (rows) are taken for each class (columns)."""
-    count = len(classes)
-    side = min(20.0, 3 + 0.45 * count)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot()
-    # By the root of the share, so that a few mistakes among many images are seen.
-    shares = [[number / max(1, sum(row)) for number in row] for row in confusion]
-    shown = axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("", ["white", BLUE]), norm=PowerNorm(0.5, 0, 1))
-    if count <= MOST_COUNTS:
-        for row, numbers in enumerate(confusion):
-            for column, number in enumerate(numbers):
-                colour = "white" if shares[row][column] > 0.4 else "black"
-                axes.text(column, row, f"{number:,}" if number else "", ha="center", va="center", color=colour, size=8)
-    if count <= MOST_NAMES:
-        names = [shortened(name, LONGEST_NAME, 10) for name in classes]
-        axes.set_xticks(range(count), names, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
-        axes.set_yticks(range(count), names, parse_math=False)
-    axes.set(xlabel="predicted class", ylabel="true class", title=about)
-    figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, 0))
-    return figure
 
 
 def draw_calibration(bins: Sequence[Mapping[str, Any]], error: float, about: str) -> Figure:

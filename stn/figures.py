@@ -7,7 +7,12 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -24,6 +29,10 @@ MARGIN = 64
 TOP = 20
 LINE = 14  # of a caption below the first
 COLUMNS = 10
+
+MOST_COUNTS = 20  # classes up to which the confusion shows numbers
+MOST_NAMES = 60  # classes up to which it shows their names
+LONGEST_NAME = 120  # pixels in a font of 10
 
 
 @dataclass(frozen=True)
@@ -165,3 +174,34 @@ def side_by_side(reading: Reading, side: int = 256) -> Image.Image:
     caption = shortened(reading.caption, canvas.width - 2 * gap, 18)
     ImageDraw.Draw(canvas).text((gap, gap // 2), caption, "black", font(18))
     return canvas
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], about: str) -> Figure:
+    """How often the images of each class (rows) are taken for each class (columns)."""
+    count = len(classes)
+    side = min(20.0, 3 + 0.45 * count)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    # By the root of the share, so that a few mistakes among many images are seen.
+    shares = [[number / max(1, sum(row)) for number in row] for row in confusion]
+    shown = axes.imshow(shares, cmap=LinearSegmentedColormap.from_list("", ["white", BLUE]), norm=PowerNorm(0.5, 0, 1))
+    if count <= MOST_COUNTS:
+        for row, numbers in enumerate(confusion):
+            for column, number in enumerate(numbers):
+                colour = "white" if shares[row][column] > 0.4 else "black"
+                axes.text(column, row, f"{number:,}" if number else "", ha="center", va="center", color=colour, size=8)
+    if count <= MOST_NAMES:
+        names = [shortened(name, LONGEST_NAME, 10) for name in classes]
+        axes.set_xticks(range(count), names, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(count), names, parse_math=False)
+    axes.set(xlabel="predicted class", ylabel="true class", title=about)
+    figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, 0))
+    return figure
+
+
+def rendered(figure: Figure, dpi: int = 100) -> Image.Image:
+    """A plot as an image."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

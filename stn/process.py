@@ -116,6 +116,7 @@ def tune_malloc() -> None:
 def silence_lightning() -> None:
     """Hides Lightning's tips, and its warnings about what this project does on purpose."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.loggers.mlflow").setLevel(logging.ERROR)  # it warns of a new experiment
     for message in (
         "Experiment logs directory .* exists",
         "Checkpoint directory .* exists",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,13 @@ from stn.csv_logger import DurableCSVLogger, read_rows
 from stn.errors import InputError
 from stn.run import find_run, load_checkpoint, read_config, read_metrics
 
-WHERE = ("dirpath", "folder", "save_dir", "root_dir", "log_dir")  # keys that say where something is written
+WHERE = ("dirpath", "folder", "save_dir", "root_dir", "log_dir", "artifact_location")  # where something is written
+# Loggers that can send what they log, and their keys that a file may set: others could send it to a stranger.
+RUN_ID = {"MLFlowLogger": "run_id", "WandbLogger": "id"}
+SENDING = {
+    "MLFlowLogger": ("experiment_name", "run_name", "save_dir", "artifact_location", "tracking_uri", "log_model"),
+    "WandbLogger": ("project", "name", "entity", "save_dir", "offline", "log_model"),
+}
 
 
 def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> tuple[DictConfig, Path]:
@@ -61,16 +69,30 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
 
 
 def check_paths(config: DictConfig, folder: Path) -> None:
-    """Raises InputError for a callback or a logger that would write outside the run's folder."""
+    """Raises InputError for a callback or a logger that would write outside the run's folder, or send to a stranger."""
     inside = folder.resolve()
     for group in ("callbacks", "logger"):
         for name, node in config[group].items():
+            sent = SENDING.get(str((node or {}).get("_target_")).rpartition(".")[2])
             for key, value in (node or {}).items():
+                shown = f"{folder}/config.yaml: {group}.{name}.{key}={value}"
                 if key in WHERE and value is not None and not Path(value).resolve().is_relative_to(inside):
+                    raise InputError(f"{shown} lies outside {folder}, and resuming would write there: set it inside")
+                if sent and key not in ("_target_", *sent):
+                    raise InputError(f"{shown} is not followed on resuming, only {', '.join(sent)}: leave it out")
+                if key == "tracking_uri" and not is_own(value, inside):
                     raise InputError(
-                        f"{folder}/config.yaml: {group}.{name}.{key}={value} lies outside {folder}, and resuming would "
-                        "write there: set it inside"
+                        f"{shown} lies outside {folder}, and resuming would send there what is logged: if it is yours, "
+                        "set MLFLOW_TRACKING_URI to it"
                     )
+
+
+def is_own(uri: str | None, folder: Path) -> bool:
+    """Whether a store of MLflow is a file within a folder, or the one that the user's environment names."""
+    if uri is None or uri == os.environ.get("MLFLOW_TRACKING_URI"):
+        return True
+    path = re.fullmatch(r"(?:sqlite:///|file:(?://)?)([^?#]*)", uri)
+    return path is not None and Path(path[1]).resolve().is_relative_to(folder)
 
 
 def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -97,8 +119,17 @@ def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]]:
 def purge_events(config: DictConfig, step: int) -> None:
     """Has TensorBoard hide what was logged from a step on, because it is trained again."""
     for node in config.logger.values():
-        if node and node["_target_"].endswith(".TensorBoardLogger"):
+        if node and node["_target_"].endswith("TensorBoardLogger"):
             OmegaConf.update(node, "purge_step", step, force_add=True)
+
+
+def continue_runs(config: DictConfig, state: dict[str, Any]) -> None:
+    """Has Weights & Biases and MLflow go on with their own run, which the checkpoint names whose content is `state`."""
+    runs = state["stn"].get("logger_runs", {})
+    for node in config.logger.values():
+        kind = str(node["_target_"] if node else None).rpartition(".")[2]
+        if kind in RUN_ID and re.fullmatch(r"\w+", str(runs.get(kind) or "")):
+            OmegaConf.update(node, RUN_ID[kind], runs[kind], force_add=True)
 
 
 def continue_loggers(loggers: Sequence[Logger], state: dict[str, Any]) -> None:
@@ -125,7 +156,7 @@ def has_means(folder: Path, step: int) -> bool:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # takes a second to import
 
     return any(
-        event.step == step and any(value.tag == "train/loss" for value in event.summary.value)
+        event.step == step and any(value.tag == "loss/train" for value in event.summary.value)
         for path in folder.glob("events.out.tfevents.*")
         for event in EventFileLoader(str(path)).Load()
     )

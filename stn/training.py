@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -19,8 +20,8 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from stn.build import build_classifier, build_data, build_trainer, read_data
@@ -30,11 +31,13 @@ from stn.classifier import Classifier
 from stn.cli import print_table, rank, say
 from stn.config import save, write
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
+from stn.hyperparameters import hyperparameters, varied
 from stn.layers import NotFiniteError
 from stn.process import LockedError, locked, prepare_process, warn_of_threads
 from stn.provenance import provenance
-from stn.resuming import continue_loggers, last_checkpoint, purge_events
+from stn.resuming import continue_loggers, continue_runs, last_checkpoint, purge_events
 from stn.run import load_checkpoint
+from stn.tensorboard_logger import OrderedTensorBoardLogger
 
 RESTARTS = 3  # after divergence, each with half the learning rate
 
@@ -98,7 +101,10 @@ def train_in(
             metrics |= {name.replace("/", "_"): value for name, value in test.items() if name.startswith("test/")}
         broke_off = found[0] if found else None
     if trainer.is_global_zero:
-        report(folder, config, () if broke_off else trainer.loggers, metrics)
+        report(folder, () if broke_off else trainer.loggers, metrics)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):  # whose next run would go on with this one
+                logger.experiment.finish()
     if broke_off:
         can_go_on = not isinstance(broke_off, DivergedError) and (folder / "checkpoints" / "last.ckpt").exists()
         if trainer.is_global_zero and can_go_on:
@@ -121,6 +127,8 @@ def fit(
         config.optimizer.lr *= 0.5**restarts
     if state or restarts:
         purge_events(config, state["global_step"] if state else 0)
+    if state:
+        continue_runs(config, state)
 
     compiling = [Compile(config.compile)] if config.compile else []
     trainer = build_trainer(config, [*callbacks, *compiling, KeepSigterm()])
@@ -147,10 +155,15 @@ def fit(
             write_json(folder / "environment.json", provenance(trainer.strategy.root_device) | {"data": read})
         (folder / "error.txt").unlink(missing_ok=True)  # of what was tried before
         save(given, folder / "config.yaml")  # of a resumed run it may have more epochs
-    with user_errors("logger", TypeError):  # of arguments that a logger hands on when it begins
-        for logger in trainer.loggers:
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    given_settings = hyperparameters(config, overrides) | {"tta": classifier.tta}
+    for logger in trainer.loggers:
+        with user_errors("logger", Exception):  # of arguments, files, servers and accounts
             _ = logger.experiment  # type: ignore[attr-defined]  # every class of loggers has it
-            logger.log_hyperparams(settings(config))
+        if state is None:  # one that continues has them
+            logger.log_hyperparams(given_settings)
+            if isinstance(logger, OrderedTensorBoardLogger):
+                logger.log_row(given_settings, varied(overrides))
     if state:
         if trainer.is_global_zero:
             continue_loggers(trainer.loggers, state)
@@ -178,10 +191,10 @@ def make_folder(folder: Path, overwrite: bool) -> None:
 
 def empty_folder(folder: Path) -> None:
     """Deletes what an earlier run has written into a folder."""
-    for name in ("checkpoints", "figures"):
+    for name in ("checkpoints", "figures", "projector", "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    written = ("config.yaml", "environment.json", "metrics.*", "hparams.yaml", "error.txt", "events.out.tfevents.*")
-    for path in (path for pattern in written for path in folder.glob(pattern)):
+    written = ("config.yaml", "environment.json", "metrics.*", "hparams.yaml", "error.txt", "projector_config.pbtxt")
+    for path in (path for pattern in (*written, "events.out.tfevents.*") for path in folder.glob(pattern)):
         path.unlink()
 
 
@@ -300,25 +313,16 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write(path, json.dumps(finite, indent=2, allow_nan=False) + "\n")
 
 
-def settings(config: DictConfig) -> dict[str, Any]:
-    """The keys of a config by which runs differ, for loggers."""
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    left_out = ("folder", "overwrite", "resume", "allow", "callbacks", "logger")
-    return {key: value for key, value in plain.items() if key not in left_out}
-
-
-def report(folder: Path, config: DictConfig, loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
-    """Writes metrics.json, prints it as a table, and logs it to TensorBoard with the hyper-parameters."""
+def report(folder: Path, loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
+    """Writes metrics.json, prints it as a table, and says where the rest is."""
     write_json(folder / "metrics.json", metrics)
     print_table(metrics)
     shown = os.path.relpath(folder)
-    say(f"everything is in {shown}, the pictures in {shown}/figures")
+    say(f"everything is in {shown}, the pictures of every epoch in {shown}/figures")
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            numbers = {f"summary/{name}": value for name, value in metrics.items() if not isinstance(value, str)}
-            logger.log_hyperparams(settings(config), numbers)
-            logger.save()
+        if isinstance(logger, OrderedTensorBoardLogger):
+            logger.log_success()
             program = "tensorboard"
             if not shutil.which(program):
                 program = os.path.relpath(Path(sys.executable).with_name(program))
-            say(f"the dashboard: {program} --logdir {shown}")
+            say(f"the dashboard: {shlex.join([program, '--logdir', shown])}")

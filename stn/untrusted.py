@@ -42,14 +42,14 @@ RUN: dict[str, type] = {
     "stn.callbacks": pl.Callback,
     **{f"pytorch_lightning.callbacks.{name}": pl.Callback for name in CALLBACKS},
     "stn.csv_logger": Logger,
-    "pytorch_lightning.loggers.csv_logs": Logger,
-    "pytorch_lightning.loggers.tensorboard": Logger,
+    "stn.tensorboard_logger": Logger,
+    **{f"pytorch_lightning.loggers.{name}": Logger for name in ("csv_logs", "mlflow", "tensorboard", "wandb")},
     "pytorch_lightning.trainer": pl.Trainer,
 }
 OTHERS = (Optimization, build_network, progress_bar)
 ROOTS = ("stn", "torch", "pytorch_lightning")
 LARGEST_TEXT = 2**20  # bytes of a config.yaml or a metrics.json
-WRITTEN_BY_RUNS = r"\$\{hydra:runtime\.output_dir\}|\$\{folder\}[^$]*"
+WRITTEN_BY_RUNS = r"\$\{hydra:runtime\.output_dir\}|(sqlite:///)?\$\{folder\}[^$]*"
 LONGEST_LIST = 1000
 DEEPEST = 20
 DESCRIPTION = "network"  # the key of the description of the network in the metadata of a .safetensors file

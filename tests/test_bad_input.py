@@ -88,7 +88,6 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("trainer.log_every_n_steps=-1", "trainer.log_every_n_steps=-1 must not be negative"),
         ("data.mean=[nan,0,0]", "data: mean must be null, or a number for each of the channels (3), not [nan, 0, 0]"),
         ("callbacks.checkpoint.filename=../../x", "must be the name of a file in the run's folder, without /"),
-        ("+logger.mlflow._target_=pytorch_lightning.loggers.MLFlowLogger", "logger.mlflow: Requirement 'mlflow"),
         ("data.train_images=1000000000000", "images of 3 x 32 x 32 need 5,722,045.9 GiB of memory, but there are"),
         ("model.localization.hidden=1000000000000", "model: there is not enough memory for so large a value"),
     ],

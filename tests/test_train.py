@@ -66,7 +66,7 @@ def test_a_run_leaves_all_there_is_to_know(command: Command, tmp_path: Path) -> 
     events = EventAccumulator(str(folder))
     events.Reload()
     groups = {tag.partition("/")[0] for tag in events.Tags()["scalars"]}
-    assert groups == {"train", "val", "test", "transformer", "summary", "epoch"}
+    assert groups == {"accuracy", "loss", "test", "transformer", "transformer_band", "transformer_theta"}
     assert "warps/transformer" in events.Tags()["images"]
 
 

@@ -6,16 +6,17 @@ from contextlib import ExitStack
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
 from stn.data.resident import ResidentDataModule
 from stn.layers import SpatialTransformer, ThetaRecord, recording, transformers
-from stn.metrics import PoseError, ThetaStatistics
+from stn.metrics import QUANTITIES, PoseError, ThetaStatistics
 
 log = logging.getLogger(__name__)
 
 
 class ThetaMonitor(pl.Callback):
-    """Logs θ over the validation set: a histogram of each parameter, and `ThetaStatistics` as <transformer>/<name>.
+    """Logs θ over the validation set: `ThetaStatistics` as <transformer>/<name>, and for TensorBoard `log_theta`.
 
     If several views of each image are scored, all count. It warns when more than half of the images are lost.
 
@@ -61,9 +62,7 @@ class ThetaMonitor(pl.Callback):
             self._log_pose_error(trainer, pl_module, name, module, "val", f"{name}/pose_error_pixels")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                    shown = theta.nan_to_num(0.0).clamp(-1e6, 1e6).cpu()  # TensorBoard's bins end at 1e20
-                    for index, column in enumerate(shown.unbind(1)):
-                        logger.experiment.add_histogram(f"{name}/theta_{index}", column, trainer.global_step - 1)
+                    log_theta(logger, name, theta, values, trainer.global_step - 1)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():
@@ -92,3 +91,15 @@ class ThetaMonitor(pl.Callback):
         error = PoseError(module.to_input, height, width, align_corners=module.align_corners).to(theta.device)
         error.update(theta, truth, labels)
         pl_module.log(tag, error.compute(), sync_dist=True)
+
+
+def log_theta(logger: TensorBoardLogger, name: str, theta: Tensor, statistics: dict[str, Tensor], step: int) -> None:
+    """Logs what TensorBoard alone shows: histograms and means of θ (N, P), and mean - spread and mean + spread."""
+    shown = theta.nan_to_num(0.0).clamp(-1e6, 1e6).cpu()  # TensorBoard's bins end at 1e20
+    for index, column in enumerate(shown.unbind(1)):
+        logger.experiment.add_histogram(f"{name}/theta_{index}", column, step)
+        logger.experiment.add_scalar(f"{name}_theta/{index}", column.mean(), step)
+    for quantity in QUANTITIES:
+        mean, spread = (statistics[f"{quantity}_{part}"] for part in ("mean", "spread"))
+        logger.experiment.add_scalar(f"{name}_band/{quantity}_low", mean - spread, step)
+        logger.experiment.add_scalar(f"{name}_band/{quantity}_high", mean + spread, step)

@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from stn.callbacks.pictures import drawing
+from stn.callbacks.pictures import drawing, log_picture
 from stn.data.resident import ResidentDataModule
 from stn.figures import readings, sheet
 from stn.layers import SpatialTransformer, recording, transformers
+
+MOST_SHOWN = 10  # TensorBoard keeps so many pictures of a tag, and drops others by chance
 
 
 class WarpGallery(pl.Callback):
@@ -23,8 +23,9 @@ class WarpGallery(pl.Callback):
 
     folder: of the pictures.
     images: how many images of the validation set are shown, chosen once and spread over the classes.
-    The image itself is warped, even for a transformer on a feature map. The pictures go to TensorBoard and to
+    The image itself is warped, even for a transformer on a feature map. The pictures of all epochs are in
     `folder`/warps/<transformer>_epoch_<n>.png. At the end they become the animation `folder`/warps_<transformer>.gif.
+    TensorBoard and other loggers get those of at most ten epochs, see `shown_epochs`.
     Raises ValueError if images is below 1.
     """
 
@@ -70,10 +71,8 @@ class WarpGallery(pl.Callback):
         right = (predicted == self.labels).tolist()
         names = [self.classes[label] for label in predicted]
         picture = sheet(readings(transformer, theta, self.originals, names, right), f"{name}, epoch {epoch}")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                shown = np.asarray(picture)
-                logger.experiment.add_image(f"warps/{name}", shown, trainer.global_step - 1, dataformats="HWC")
+        if epoch in shown_epochs(trainer.max_epochs or epoch, trainer.check_val_every_n_epoch or 1):
+            log_picture(trainer.loggers, f"warps/{name}", picture, trainer.global_step - 1)
         path = self.folder / "warps" / f"{name}_epoch_{epoch:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
@@ -94,6 +93,13 @@ class WarpGallery(pl.Callback):
                 path = self.folder / f"warps_{name}.gif"
                 if frames:
                     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0)
+
+
+def shown_epochs(last: int, every: int = 1) -> set[int]:
+    """At most ten of the epochs up to `last` of which each `every`th is validated: evenly, with the first and last."""
+    validated = range(every, last + 1, every)
+    count = min(MOST_SHOWN, len(validated))
+    return {validated[round(index * (len(validated) - 1) / max(1, count - 1))] for index in range(count)}
 
 
 def spread_over_classes(labels: Tensor, count: int) -> Tensor:
