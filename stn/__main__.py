@@ -9,6 +9,7 @@ from stn.errors import nearest
 VERBS = {
     "train": "trains a network and tests it",
     "evaluate": "tests the network of a run",
+    "report": "writes a run as one HTML page",
     "record": "keeps the result of a run in results/",
     "benchmark": "measures speed",
 }

@@ -33,7 +33,7 @@ def imports(path: Path) -> set[str]:
 
 def test_the_mains_are_known_and_short() -> None:
     assert {name(path) for path in MAINS} == {
-        *["stn.__main__", "stn.train", "stn.evaluate", "stn.record", "stn.benchmark.__main__"],
+        *["stn.__main__", "stn.train", "stn.evaluate", "stn.report", "stn.record", "stn.benchmark.__main__"],
     }
     for path in MAINS:
         assert len(path.read_text().splitlines()) <= 80, path
@@ -58,8 +58,9 @@ FLOORS = (
     ["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.build", "stn.untrusted", "stn.provenance", "stn.options"],
     ["stn.run", "stn.resuming", "stn.training", "stn.scoring"],
     ["stn.evaluation", "stn.evaluation_figures", "stn.evaluation_files", "stn.results", "stn.jobs", "stn.__main__"],
+    ["stn.reporting"],
     ["stn.train"],
-    ["stn.evaluate", "stn.record", "stn.benchmark"],
+    ["stn.evaluate", "stn.report", "stn.record", "stn.benchmark"],
 )
 
 

@@ -121,7 +121,8 @@ def test_the_source_archive_holds_what_builds_and_tests_the_package(archives: tu
     made = {name for name in held if name.startswith("stn_experiments.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     top = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml"}
     pins = {"constraints.txt", "constraints-lowest.txt"}
-    assert held - made == top | pins | below("stn", "*.py") | below("conf", "*.yaml") | below("tests", "*.py")
+    package = below("stn", "*.py") | below("stn", "*.html")
+    assert held - made == top | pins | package | below("conf", "*.yaml") | below("tests", "*.py")
 
 
 def test_the_wheel_holds_the_packages_and_their_configs(archives: tuple[Path, Path]) -> None:
@@ -130,7 +131,8 @@ def test_the_wheel_holds_the_packages_and_their_configs(archives: tuple[Path, Pa
         (metadata,) = (name for name in held if name.endswith(".dist-info/METADATA"))
     about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
     configs = {f"stn/{name}" for name in below("conf", "*.yaml")}
-    assert held == below("stn", "*.py") | configs | {metadata.replace("METADATA", name) for name in about}
+    package = below("stn", "*.py") | below("stn", "*.html")
+    assert held == package | configs | {metadata.replace("METADATA", name) for name in about}
 
 
 @pytest.fixture(scope="module")
