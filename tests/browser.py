@@ -1,9 +1,11 @@
 """A headless Chromium, driven by its DevTools protocol over a pipe, which needs no package."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,22 +19,19 @@ class Browser:
     def __init__(self, profile: Path) -> None:
         commands, to_browser = os.pipe()
         from_browser, answers = os.pipe()
-        # The protocol reads file descriptor 3 and writes 4.
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        # The browser reads commands from file descriptor 3 and writes to 4. Those here may not be 3 or 4 themselves.
+        high = [fcntl.fcntl(number, fcntl.F_DUPFD, 10) for number in (commands, answers)]
+        program = f'exec "$0" "$@" --remote-debugging-pipe 3<&{high[0]} 4>&{high[1]}'
         self.process = subprocess.Popen(
-            [
-                "sh",
-                "-c",
-                f'exec "$0" "$@" 3<&{commands} 4>&{answers}',
-                str(CHROMIUM),
-                *arguments,
-                "--remote-debugging-pipe",
-            ],
-            pass_fds=(commands, answers),
+            ["bash", "-c", program, str(CHROMIUM), *arguments],
+            pass_fds=high,
             stderr=subprocess.DEVNULL,
         )
-        os.close(commands)
-        os.close(answers)
+        for number in (commands, answers, *high):  # so that the pipe ends with the browser
+            os.close(number)
+        self.limit = threading.Timer(120, self.process.kill)  # seconds
+        self.limit.start()
         self.to_browser, self.from_browser = os.fdopen(to_browser, "wb", 0), os.fdopen(from_browser, "rb")
         self.events: list[dict[str, Any]] = []
         self.count, self.session = 0, None
@@ -45,6 +44,7 @@ class Browser:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.limit.cancel()
         self.process.kill()
         self.process.wait()
         self.to_browser.close()
@@ -60,15 +60,21 @@ class Browser:
         message: dict[str, Any] = json.loads(content)
         if "method" in message:
             self.events.append(message)
+        if message.get("method") == "Page.javascriptDialogOpening":  # it would wait for somebody
+            self.send(0, "Page.handleJavaScriptDialog", accept=True)
         return message
+
+    def send(self, number: int, method: str, **parameters: Any) -> None:
+        """Calls a method of the protocol without waiting for its answer."""
+        message = {"id": number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        self.to_browser.write(json.dumps(message).encode() + b"\0")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of a method of the protocol."""
         self.count += 1
-        message = {"id": self.count, "method": method, "params": parameters}
-        if self.session:
-            message["sessionId"] = self.session
-        self.to_browser.write(json.dumps(message).encode() + b"\0")
+        self.send(self.count, method, **parameters)
         while (answer := self.receive()).get("id") != self.count:
             pass
         if "error" in answer:
