@@ -12,6 +12,7 @@ VERBS = {
     "predict": "classifies image files by the network of a run",
     "export": "writes the network of a run for other programs: ONNX, TorchScript, pt2 or safetensors",
     "compare": "compares finished runs, and tells which differ by more than their seeds explain",
+    "report": "writes one HTML page about a run",
     "record": "keeps the result of a run in results/",
     "benchmark": "measures speed",
 }

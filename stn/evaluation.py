@@ -10,6 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from stn.build import build_trainer, read_data
+from stn.callbacks.warp_gallery import spread_over_classes
 from stn.check import check
 from stn.classifier import TTA
 from stn.data.resident import ResidentDataModule
@@ -26,6 +27,7 @@ from stn.scoring import Scored, Scorer, score
 Split = Literal["test", "val", "train"]
 STAGES: dict[Split, str] = {"test": "test", "val": "fit", "train": "fit"}  # what must be read for a split
 MOST_MISTAKES = 1000
+EXAMPLES = 20  # of images
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +36,14 @@ class Evaluation:
 
     numbers: the content of evaluation.json.
     mistakes: the worst ones, with what the network's first transformer reads of them.
+    examples: the same of the first images of all classes in turn.
     class_means: the mean image of each class as it is and as the transformer on the input reads it, each
         (K, C, H, W) in [0, 1], NaN for a class without images. None if no transformer is on the input.
     """
 
     numbers: dict[str, Any]
     mistakes: list[Reading]
+    examples: list[Reading]
     class_means: tuple[Tensor, Tensor] | None
 
 
@@ -88,7 +92,15 @@ def evaluate(
         "provenance": provenance(trainer.strategy.root_device),
     }
     means = (scored.before.compute()[0], scored.after.compute()[0]) if scored.before and scored.after else None
-    return Evaluation(numbers, shown(scorer, scored, data.images[split], measured["mistakes"]), means)
+    mistakes = [one["image"] for one in measured["mistakes"]]
+    captions = [f"{one['probability']:.0%} {one['predicted']}\nis {one['class']}" for one in measured["mistakes"]]
+    examples = spread_over_classes(scored.labels, EXAMPLES)
+    return Evaluation(
+        numbers,
+        shown(scorer, scored, data.images[split], mistakes, captions),
+        shown(scorer, scored, data.images[split], examples.tolist(), example_captions(scored, examples, run.classes)),
+        means,
+    )
 
 
 def on_one_device(config: DictConfig) -> DictConfig:
@@ -140,14 +152,24 @@ def sharpening(scorer: Scorer, scored: Scored) -> dict[str, Any] | None:
     return {"transformer": scorer.on_input, **found}
 
 
-def shown(scorer: Scorer, scored: Scored, images: Tensor, mistakes: Sequence[dict[str, Any]]) -> list[Reading]:
-    """Some mistakes among images (N, C, H, W), with what the first transformer reads of them."""
-    chosen = [one["image"] for one in mistakes]
-    captions = [f"{one['probability']:.0%} {one['predicted']}\nis {one['class']}" for one in mistakes]
+def example_captions(scored: Scored, chosen: Tensor, classes: Sequence[str]) -> list[str]:
+    """The predicted class of some images (N,), and below it the true one where it is another."""
+    predicted, labels = scored.scores[chosen].argmax(dim=1).tolist(), scored.labels[chosen].tolist()
+    return [
+        classes[found] if found == label else f"{classes[found]}\nis {classes[label]}"
+        for found, label in zip(predicted, labels, strict=True)
+    ]
+
+
+def shown(
+    scorer: Scorer, scored: Scored, images: Tensor, chosen: Sequence[int], captions: Sequence[str]
+) -> list[Reading]:
+    """Some of the images (N, C, H, W) of a split, with what the first transformer reads of them."""
+    right = (scored.scores[chosen].argmax(dim=1) == scored.labels[chosen]).tolist()
     if not chosen or not scored.records:
         return [
-            Reading(to_picture(image), None, None, caption, False)
-            for image, caption in zip(images[chosen], captions, strict=True)
+            Reading(to_picture(image), None, None, caption, known)
+            for image, caption, known in zip(images[chosen], captions, right, strict=True)
         ]
     name, transformer = next(iter(scorer.transformers.items()))
-    return readings(transformer, scored.records[name].theta[chosen], images[chosen], captions, [False] * len(chosen))
+    return readings(transformer, scored.records[name].theta[chosen], images[chosen], captions, right)

@@ -100,9 +100,29 @@ def check_output(folder: Path, overwrite: bool, mark: str) -> None:
             raise InputError(f"{folder} holds files already: set overwrite=true, or output=… to another folder")
         if not (folder / mark).is_file() or (folder / "config.yaml").exists():
             raise InputError(f"{folder} is not what this command wrote, with {mark}: give another folder by output=…")
-    nearest_folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest_folder.is_dir() or not os.access(nearest_folder, os.W_OK):
+    if not can_be_made(folder):
         raise InputError(f"{folder} cannot be written: give another folder by output=…")
+
+
+def check_file(path: Path, suffix: str, overwrite: bool) -> None:
+    """Raises InputError for a file that a command may not write: of another suffix, or one that exists already.
+
+    overwrite: whether one that exists is replaced. It changes nothing.
+    """
+    if path.suffix != suffix:
+        raise InputError(f"output={path} must end in {suffix}")
+    if path.is_dir():
+        raise InputError(f"output={path} is a folder: give a file")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already: set overwrite=true, or output=… to another file")
+    if not can_be_made(path.parent):
+        raise InputError(f"{path} cannot be written: give another file by output=…")
+
+
+def can_be_made(folder: Path) -> bool:
+    """Whether a folder can be written to, once it is made."""
+    nearest_folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return nearest_folder.is_dir() and os.access(nearest_folder, os.W_OK)
 
 
 def make_output(folder: Path, overwrite: bool, mark: str) -> Path:

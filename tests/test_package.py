@@ -132,7 +132,7 @@ def test_the_source_archive_holds_what_builds_and_tests_the_package(archives: tu
     made = {name for name in held if name.startswith("stn_experiments.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     top = {"LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml"}
     pins = {"constraints.txt", "constraints-lowest.txt"}
-    package = below("stn", "*.py") | {"stn/py.typed"}
+    package = below("stn", "*.py") | below("stn", "*.html") | {"stn/py.typed"}
     assert held - made == top | pins | package | below("conf", "*.yaml") | below("tests", "*.py")
 
 
@@ -142,7 +142,9 @@ def test_the_wheel_holds_the_packages_and_their_configs(archives: tuple[Path, Pa
         (metadata,) = (name for name in held if name.endswith(".dist-info/METADATA"))
     about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE", "top_level.txt"}
     configs = {f"stn/{name}" for name in below("conf", "*.yaml")}
-    package = below("stn", "*.py") | {"stn/py.typed"}  # by which type checkers know that it has types
+    package = (
+        below("stn", "*.py") | below("stn", "*.html") | {"stn/py.typed"}
+    )  # by which type checkers know that it has types
     assert held == package | configs | {metadata.replace("METADATA", name) for name in about}
 
 
