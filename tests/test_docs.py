@@ -165,7 +165,7 @@ def test_the_additions_of_the_page_of_the_code_train(tmp_path: Path) -> None:
 
 
 def test_the_page_of_the_code_names_every_module_on_its_floor() -> None:
-    rows = re.findall(r"^\| (\d) \| (.*) \|$", (ROOT / "docs" / "code.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "docs" / "code.md").read_text(), re.MULTILINE)
     assert {int(number): set(re.findall(r"`(stn\.\w+)`", text)) for number, text in rows} == {
         number: set(modules) for number, modules in enumerate(FLOORS, 1)
     }
