@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
@@ -14,10 +13,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, Mo
 from stn.checkpoint_io import DurableCheckpointIO
 from stn.classifier import Classifier
 from stn.data.resident import ResidentDataModule
-from stn.errors import InputError, user_errors
-
-# Loggers of other packages, and the extras of this one that install those.
-EXTRAS = {"pytorch_lightning.loggers.MLFlowLogger": "mlflow", "pytorch_lightning.loggers.WandbLogger": "wandb"}
+from stn.errors import require, user_errors
 
 
 def build_data(config: DictConfig, trainer: pl.Trainer | None = None) -> ResidentDataModule:
@@ -94,17 +90,21 @@ def build_group(config: DictConfig, group: str) -> list[Any]:
     for name, node in config[group].items():
         if node is None:
             continue
-        extra = EXTRAS.get(node["_target_"])
-        with user_errors(f"{group}.{name!s}", *([Exception] if extra else [])):
-            try:
-                built.append(instantiate(node))
-            except InstantiationException as error:
-                # The light package of MLflow has no database, and says so in its own way.
-                missing = isinstance(error.__cause__, ImportError) or "unsupported URI" in str(error.__cause__)
-                if not extra or not missing:
-                    raise
-                raise InputError(
-                    f"{group}.{name}: a package that it needs is not installed: install the extra {extra}, in a "
-                    f"checkout by pip install --editable '.[{extra}]'"
-                ) from error
+        logs_elsewhere = node["_target_"].rpartition(".")[2] in ("MLFlowLogger", "WandbLogger")
+        if logs_elsewhere:
+            require_logger(node)
+        # Servers and accounts have errors of their own.
+        with user_errors(f"{group}.{name!s}", *([Exception] if logs_elsewhere else [])):
+            built.append(instantiate(node))
     return built
+
+
+def require_logger(node: DictConfig) -> None:
+    """Raises InputError if a package is not installed that a logger of another package needs."""
+    if node["_target_"].endswith("WandbLogger"):
+        require("wandb", "wandb")
+    else:
+        database = str(node.get("tracking_uri")).startswith(
+            "sqlite:"
+        )  # which the light package of MLflow does not have
+        require("mlflow", "mlflow", *(["sqlalchemy"] if database else []))

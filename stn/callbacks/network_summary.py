@@ -12,7 +12,8 @@ COLUMNS = {"Name": "part", "Type": "class", "Params": "parameters", "Out sizes":
 class NetworkSummary(RichModelSummary):
     """Prints the parts of the network, their parameters and the shapes of their outputs when training starts.
 
-    max_depth: of the parts within parts. Lightning's own table has the metrics too, and five lines for each part.
+    max_depth: how deep parts within parts are listed.
+    Lightning's own table has the metrics too, and up to five lines for each part.
     """
 
     @staticmethod

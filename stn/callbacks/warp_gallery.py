@@ -17,15 +17,16 @@ MOST_SHOWN = 10  # TensorBoard keeps so many pictures of a tag, and drops others
 
 
 class WarpGallery(pl.Callback):
-    """Draws a picture for each transformer after every validation: images, the regions it reads, and what it reads.
+    """Draws what each transformer reads, after every validation; loggers get at most ten of these pictures.
 
-    Above each image stands the class that the network sees in it, and whether that is right.
+    They show images, the regions that are read, and what is read. Above each image stands the class that the network
+    sees in it, and whether that is right.
 
     folder: of the pictures.
     images: how many images of the validation set are shown, chosen once and spread over the classes.
     The image itself is warped, even for a transformer on a feature map. The pictures of all epochs are in
     `folder`/warps/<transformer>_epoch_<n>.png. At the end they become the animation `folder`/warps_<transformer>.gif.
-    TensorBoard and other loggers get those of at most ten epochs, see `shown_epochs`.
+    TensorBoard and other loggers get those of the epochs in `shown_epochs`.
     Raises ValueError if images is below 1.
     """
 
