@@ -56,10 +56,8 @@ FLOORS = (
     ["stn.errors", "stn.muon", "stn.process"],
     ["stn.networks", "stn.optimization", "stn.data", "stn.metrics", "stn.measures", "stn.check", "stn.figures"],
     ["stn.placement", "stn.classifier", "stn.callbacks", "stn.config", "stn.robustness"],
-    [
-        *["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.tensorboard_logger", "stn.hyperparameters"],
-        *["stn.build", "stn.untrusted", "stn.provenance", "stn.options"],
-    ],
+    ["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.tensorboard_logger", "stn.hyperparameters"],
+    ["stn.build", "stn.untrusted", "stn.provenance", "stn.options"],
     ["stn.views", "stn.prediction", "stn.sources", "stn.run", "stn.resuming", "stn.training", "stn.scoring"],
     ["stn.evaluation", "stn.evaluation_figures", "stn.evaluation_files", "stn.prediction_files"],
     ["stn.formats", "stn.exporting", "stn.results", "stn.reference", "stn.runs", "stn.differences", "stn.significance"],

@@ -23,11 +23,8 @@ from stn.reference import reference
 from stn.run import find_run
 from stn.training import train
 
-PAGES = [
-    page
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    if re.search("^```(sh|python)", page.read_text(), re.M)
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in PAGES if re.search("^```(sh|python)", page.read_text(), re.M)]
 # A block that cannot be run here is marked on the page: <!-- not run: why --> on the line before it. These programs are
 # never run:
 NOT_RUN = {

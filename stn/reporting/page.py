@@ -95,8 +95,8 @@ def transformer_sections(evaluation: Evaluation, pictures: str) -> list[Section]
             Section("warps", "What it reads", paragraph("The network has no transformer: it reads the whole image."))
         ]
     if pictures:
-        said = "Validation images with an outline of the region that the transformer reads, its upper side in yellow. "
-        pictures = paragraph(f"{said}Below each one is what it reads, which is what the classifier sees.") + pictures
+        said = "Validation images with an outline of the region that the transformer reads, its upper side in yellow; "
+        pictures = paragraph(f"{said}below each one, the image as it is warped.") + pictures
     else:
         pictures = paragraph("The run has kept no pictures of its epochs.")
     return [
