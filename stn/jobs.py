@@ -66,7 +66,6 @@ def run_apart(composed: DictConfig) -> Any:
     """
     if composed.resume is not None:
         raise InputError("resume goes on with a single run: leave out -m")
-    multiprocessing.set_start_method(None, force=True)  # joblib's workers set one that no other process knows
     # A server that has imported everything forks the processes, since importing takes seconds.
     context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     if sys.platform == "linux":
