@@ -19,7 +19,7 @@ from test_architecture import FLOORS
 
 from stn.config import compose
 from stn.data import ShapesDataModule
-from stn.reference import reference
+from stn.reference import description, reference
 from stn.run import find_run
 from stn.training import train
 
@@ -176,6 +176,8 @@ def test_the_page_of_the_configuration_is_what_the_code_gives_and_leaves_nothing
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert page == reference(), "run python -m stn.record"
     assert not re.findall(r"^\| .*\|  \|$", page, re.MULTILINE), "without a meaning"
+    cut = [file for file in (ROOT / "conf").rglob("*/*.yaml") if not description(str(file)).endswith(".")]
+    assert not cut, "the first comment must be one whole sentence or more, on one line"
 
 
 def test_bash_completes_what_the_page_of_the_configuration_says() -> None:
