@@ -70,7 +70,7 @@ class Dashboard(pl.Callback):
         picture = rendered(draw_confusion(counts.tolist(), list(data.classes), about))
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / "confusion_matrix.png")
-        log_picture(trainer.loggers, "val/confusion_matrix", picture, trainer.global_step)
+        log_picture(trainer.loggers, "wrong_or_right/confusion_matrix", picture, trainer.global_step)
 
     def _embeddings(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Embedding]:
         data, net = resident(trainer), pl_module.get_submodule("net")

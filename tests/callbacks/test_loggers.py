@@ -78,7 +78,7 @@ def test_ten_pictures_of_twelve_are_logged_and_all_are_kept(run: Path) -> None:
 
 def test_a_resumed_run_has_nothing_twice(run: Path) -> None:
     seen = [(step, getattr(value, "tag", "graph")) for step, value in summaries(run)]
-    once = ["graph", "val/confusion_matrix", "custom_scalars__config__", "test/accuracy"]
+    once = ["graph", "wrong_or_right/confusion_matrix", "custom_scalars__config__", "test/accuracy"]
     once += ["_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"]
     for name in once:
         assert [tag for _, tag in seen].count(name) == 1, name
