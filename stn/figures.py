@@ -199,9 +199,8 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], a
     return figure
 
 
-def rendered(figure: Figure, dpi: int = 100) -> Image.Image:
+def rendered(figure: Figure) -> Image.Image:
     """A plot as an image."""
     canvas = FigureCanvasAgg(figure)
-    figure.set_dpi(dpi)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -156,7 +156,7 @@ def has_means(folder: Path, step: int) -> bool:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # takes a second to import
 
     return any(
-        event.step == step and any(value.tag == "loss/train" for value in event.summary.value)
+        event.step == step and any(value.tag in ("loss/train", "train/loss") for value in event.summary.value)
         for path in folder.glob("events.out.tfevents.*")
         for event in EventFileLoader(str(path)).Load()
     )

@@ -53,7 +53,7 @@ def test_every_tab_has_data(address: str) -> None:
     scalars = fetch(address, "plugin/scalars/tags")["run"]
     assert {"accuracy/train", "accuracy/val", "loss/train", "loss/val", "transformer/scale_mean"} <= scalars.keys()
     images = fetch(address, "plugin/images/tags")["run"]
-    assert images.keys() == {"warps/transformer", "val/confusion_matrix"}
+    assert images.keys() == {"warps/transformer", "wrong_or_right/confusion_matrix"}
     assert len(fetch(address, "plugin/images/images?run=run&tag=warps%2Ftransformer&sample=0")) == 2
     assert fetch(address, "plugin/graphs/info")["run"]["run_graph"]
     assert len(fetch(address, "plugin/histograms/tags")["run"]) == 6

@@ -70,20 +70,14 @@ class Dashboard(pl.Callback):
         picture = rendered(draw_confusion(counts.tolist(), list(data.classes), about))
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / "confusion_matrix.png")
-        log_picture(trainer.loggers, "val/confusion_matrix", picture, trainer.global_step)
+        log_picture(trainer.loggers, "wrong_or_right/confusion_matrix", picture, trainer.global_step)
 
     def _embeddings(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Embedding]:
         data, net = resident(trainer), pl_module.get_submodule("net")
         chosen = spread_over_classes(data.labels["test"].cpu(), self.count)
         images = data.images["test"][chosen.to(data.images["test"].device)]
-        features: list[Tensor] = []
-        last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
-        hook = last.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].flatten(1)))
-        try:
-            with recording(net) as records:
-                predicted = net(pl_module.get_submodule("normalization")(images)).argmax(dim=1)
-        finally:
-            hook.remove()
+        with recording(net) as records, inputs_of_last_linear(net) as features:
+            predicted = net(pl_module.get_submodule("normalization")(images)).argmax(dim=1)
         labels = [data.classes[label] for label in data.labels["test"].cpu()[chosen]]
         rows = list(zip(labels, (data.classes[label] for label in predicted.cpu()), strict=True))
         found = [Embedding("images", small(images), images, rows)]
@@ -91,7 +85,7 @@ class Dashboard(pl.Callback):
             if records[name][-1].height == images.shape[2]:
                 seen = transformer.transform(images.float(), records[name][-1].theta).round().clamp(0, 255).byte()
                 found.append(Embedding(f"read by {name}", small(seen), seen, rows))
-        return [*found, Embedding("features", features[-1], images, rows)]
+        return found + [Embedding("features", vectors, images, rows) for vectors in features]
 
     def _add_graph(self, logger: TensorBoardLogger, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module.example_input_array, Tensor)
@@ -102,6 +96,19 @@ class Dashboard(pl.Callback):
                 logger.experiment.add_graph(pl_module.get_submodule("net"), images)
         except Exception as error:  # a tracer has many classes of errors
             log.warning("the graph of the network could not be drawn: %s", " ".join(str(error).split())[:200])
+
+
+@contextmanager
+def inputs_of_last_linear(network: nn.Module) -> Iterator[list[Tensor]]:
+    """While open, collects what the last linear layer of a network gets, (N, D) of each pass; without one, nothing."""
+    found: list[Tensor] = []
+    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1:]
+    hooks = [one.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1))) for one in last]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

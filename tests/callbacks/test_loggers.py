@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import stn.callbacks.dashboard
@@ -78,7 +79,7 @@ def test_ten_pictures_of_twelve_are_logged_and_all_are_kept(run: Path) -> None:
 
 def test_a_resumed_run_has_nothing_twice(run: Path) -> None:
     seen = [(step, getattr(value, "tag", "graph")) for step, value in summaries(run)]
-    once = ["graph", "val/confusion_matrix", "custom_scalars__config__", "test/accuracy"]
+    once = ["graph", "wrong_or_right/confusion_matrix", "custom_scalars__config__", "test/accuracy"]
     once += ["_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"]
     for name in once:
         assert [tag for _, tag in seen].count(name) == 1, name
@@ -144,6 +145,19 @@ def test_every_placement_has_a_dashboard(
     assert "could not be drawn" not in caplog.text
     count = (tmp_path / "run" / "projector_config.pbtxt").read_text().count("tensor_name")
     assert count == {"none": 2, "deep": 3, "parallel": 4, "features": 2}[placement]
+
+
+def all_conv(in_channels: int, image_size: int, num_classes: int) -> nn.Sequential:
+    """A network without a linear layer, for images of 32 x 32 pixels."""
+    head = nn.Sequential(nn.Conv2d(4, num_classes, 7), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(in_channels, 4, 5, stride=4), nn.ReLU(), head)
+
+
+def test_a_network_without_a_linear_layer_has_a_projector_too(composed: Compose, tmp_path: Path) -> None:
+    config = composed(*TINY, *QUIET, "callbacks.warps=null", "trainer.max_epochs=1", "model.placement=none")
+    config.model.classifier = {"_target_": f"{__name__}.all_conv", "_partial_": True}
+    assert "test_accuracy" in train(config)
+    assert (tmp_path / "run" / "projector_config.pbtxt").read_text().count("tensor_name") == 1
 
 
 def test_no_projector_of_no_images() -> None:
