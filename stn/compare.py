@@ -22,7 +22,7 @@ class Options:
 
     by: str = field(default="test_accuracy", metadata={"help": "a number of metrics.json, by which runs are compared"})
     output: str | None = field(default=None, metadata={"help": "the folder of the table and the plot"})
-    overwrite: bool = field(default=False, metadata={"help": "whether an earlier comparison is replaced"})
+    overwrite: bool = field(default=False, metadata={"help": "whether the folder of an earlier comparison is deleted"})
     allow_different_data: bool = field(default=False, metadata={"help": "whether runs on other data are compared too"})
 
 
@@ -42,7 +42,9 @@ def main() -> None:
         is_sweep = len(places) == 1 and Path(places[0], "multirun.yaml").exists()
         new = Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}-comparison")
         folder = Path(places[0], "comparison") if is_sweep else new
-        output = make_output(Path(options.output or folder), options.overwrite, "comparison.json")
+        # What a sweep wrote at its own end is made anew.
+        is_own = is_sweep and options.output is None
+        output = make_output(Path(options.output or folder), options.overwrite or is_own, "comparison.json")
         write_report(comparison, output)
         print_report(comparison, output)
 

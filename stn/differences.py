@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stn.options import shown
-from stn.runs import printable
+from stn.runs import brief
 
 ABSENT = "–"  # of a setting that a run does not have
 CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+"
@@ -27,7 +27,7 @@ def differing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def shown_values(values: Sequence[Any]) -> list[str]:
     """The values of a key as a table shows them: of a class its name. Other values are shown otherwise."""
-    texts = [ABSENT if value is None else printable(shown(value).replace(", ", ","), 60) for value in values]
+    texts = [ABSENT if value is None else brief(shown(value).replace(", ", ","), 60) for value in values]
     names = [text.rpartition(".")[2] if re.fullmatch(CLASS, text) else text for text in texts]
     for found in (names, texts):
         if len(set(found)) == len({str(value) for value in values}):

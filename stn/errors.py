@@ -59,7 +59,7 @@ def require(extra: str, *packages: str) -> None:
     """Raises InputError if a package of one of this project's extras is not installed."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise InputError(f'{missing[0]} is not installed: pip install "stn-experiments[{extra}]"')
+        raise InputError(f'{missing[0]} is not installed: pip install ".[{extra}]"')
 
 
 def nearest(word: str, choices: Iterable[object]) -> str:

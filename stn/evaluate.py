@@ -7,7 +7,7 @@ python -m stn.evaluate RUN data.root=photos trainer.accelerator=cpu
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from stn import cli
 from stn.options import check_output, make_output, parse, parser
@@ -28,8 +28,10 @@ class Options:
     )
     worst: int = field(default=20, metadata={"help": "how many of the worst mistakes are drawn"})
     output: str | None = field(default=None, metadata={"help": "the folder of the results; null: RUN/evaluation"})
-    overwrite: bool = field(default=False, metadata={"help": "replaces the results in that folder"})
-    allow: Any = field(default=None, metadata={"help": "packages whose classes the files may name, see README"})
+    overwrite: bool = field(default=False, metadata={"help": "whether what is in that folder is deleted"})
+    allow: str | list[str] | None = field(
+        default=None, metadata={"help": "packages whose classes the run may name, such as mypackage."}
+    )
 
 
 def main() -> None:

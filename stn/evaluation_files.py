@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stn.cli import print_table
+from stn.cli import print_table, printable
 from stn.config import write
 from stn.errors import user_errors
 from stn.evaluation import Evaluation
@@ -50,7 +50,9 @@ def print_evaluation(evaluation: Evaluation, folder: Path) -> None:
     for name in names:
         numbers = classes[name]
         shares = [share(numbers[key]) for key in ("accuracy", "precision")]
-        table.add_row(Text(name), f"{numbers['count']:,}", *shares)  # as a Text no markup in a name is interpreted
+        table.add_row(
+            Text(printable(name)), f"{numbers['count']:,}", *shares
+        )  # as a Text no markup in a name is interpreted
     Console().print(table)
     print(f"evaluation.json, evaluation.csv and the pictures are in {os.path.relpath(folder)}")
 

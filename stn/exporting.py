@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from stn.check import check as check_config
 from stn.errors import InexactExportError, InputError, require
 from stn.formats import OPSETS, PACKAGES, SUFFIXES, ExportedNetwork, open_exported, write_exported
 from stn.layers import transformers
-from stn.options import shown
+from stn.options import check_file, shown
 from stn.process import prepare_process
 from stn.run import Run
 
@@ -78,7 +80,9 @@ def export(
         raise InputError(f"check={check} must be 1 or more, or all")
     if theta and not transformers(run.classifier.net):
         raise InputError("theta=true needs a transformer, and this network has none: leave it out")
-    path = free_path(Path(output) if output else run.folder / "export" / f"model{SUFFIXES[format]}", format, overwrite)
+    path = Path(output) if output else run.folder / "export" / f"model{SUFFIXES[format]}"
+    check_file(path, SUFFIXES[format], overwrite)
+    run = replace(run, classifier=deepcopy(run.classifier))
     if format != "safetensors":  # which holds the network as it was trained
         run.classifier.tta = tta or "none"  # type: ignore[assignment]  # checked by the command
     network = ExportedNetwork(run.classifier, getattr(torch, dtype or "uint8"), theta)
@@ -100,17 +104,6 @@ def export(
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     return Exported(path, metadata, said, difference)
-
-
-def free_path(path: Path, format: str, overwrite: bool) -> Path:
-    """`path`, if a file of a format may be written there. Raises InputError if not."""
-    if path.suffix != SUFFIXES[format]:
-        raise InputError(f"output={path} must end in {SUFFIXES[format]} with format={format}")
-    if path.is_dir():
-        raise InputError(f"output={path} is a folder: give a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} is there already: set overwrite=true, or output=… to another file")
-    return path
 
 
 def comparison_images(run: Run, overrides: Sequence[str], count: int | None) -> tuple[Tensor, str]:

@@ -52,13 +52,13 @@ def main() -> None:
         from stn.check import allowed_packages
         from stn.prediction_files import predict_files, prepare, show
         from stn.run import Run
-        from stn.sources import check_output, find_files
+        from stn.sources import check_apart, find_files
 
         run = Run.open(arguments.run, allowed_packages(options.allow))
         topk = prepare(run, options.topk, options.tta, options.device, options.batch_size)
         files, left_out = find_files(options.source)
         folder = Path(options.output) if options.output else run.folder / "predictions"
-        check_output(folder, files)
+        check_apart(folder, files)
         make_output(folder, options.overwrite, "predictions.json")
         found = predict_files(
             run, files, folder, asdict(options), topk, options.crop, options.batch_size, options.pictures

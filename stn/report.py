@@ -7,7 +7,6 @@ python -m stn.report RUN data.root=photos robustness=false
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from stn import cli
 from stn.options import check_file, parse, parser
@@ -21,8 +20,10 @@ class Options:
         default=True, metadata={"help": "whether it finds the accuracy on turned, scaled and shifted images"}
     )
     output: str | None = field(default=None, metadata={"help": "the file; null: RUN/report.html"})
-    overwrite: bool = field(default=False, metadata={"help": "replaces that file"})
-    allow: Any = field(default=None, metadata={"help": "packages whose classes the files may name, see README"})
+    overwrite: bool = field(default=False, metadata={"help": "whether a file that is there is replaced"})
+    allow: str | list[str] | None = field(
+        default=None, metadata={"help": "packages whose classes the run may name, such as mypackage."}
+    )
 
 
 def main() -> None:

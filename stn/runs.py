@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from stn.cli import printable
 from stn.errors import InputError
 from stn.run import read_metrics
 from stn.untrusted import read_json, read_text, read_yaml
@@ -18,7 +19,7 @@ from stn.untrusted import read_json, read_text, read_yaml
 MARKS = ("config.yaml", "error.txt", "train.log")  # files that make a folder that of a run
 # Settings that do not change what is trained. The seed tells apart the runs of a group.
 NEUTRAL = (
-    r"(hydra|logger|callbacks\.(summary|progress|history|learning_rate|warps|theta))(\..*)?|folder|overwrite|resume|allow"
+    r"(hydra|logger|callbacks\.(summary|progress|history|learning_rate|warps|theta|dashboard))(\..*)?|folder|overwrite|resume|allow"
     r"|seed|data\.seed|data\.cache|threads|trainer\.log_every_n_steps|.*\.(dirpath|folder|save_dir|root_dir|log_dir)"
 )
 # Keys of the data that may differ between runs whose results are compared: they change the training alone.
@@ -100,7 +101,7 @@ def unfinished(folder: Path) -> str | None:
             lines = [str(error)]
         # One sentence with the name of the program, or the traceback of a bug, whose last line says most.
         said = lines[-1] if lines[0].startswith("Traceback") else lines[0].removeprefix("stn.train: ")
-        return f"failed: {printable(said)}"
+        return f"failed: {brief(said)}"
     epochs = metrics.get("epochs")
     return f"not finished, after {epochs} epochs" if isinstance(epochs, int) else "not finished"
 
@@ -167,12 +168,12 @@ def other_data(runs: Sequence[Finished]) -> str | None:
         for key in dict.fromkeys([*first.data, *run.data]):
             unknown = key.startswith(WRITTEN) and not (key in first.data and key in run.data)
             if not unknown and first.data.get(key) != run.data.get(key):
-                one, other = (printable(str(found.data.get(key)), 60) for found in (first, run))
+                one, other = (brief(str(found.data.get(key)), 60) for found in (first, run))
                 return f"{key} is {one} in {first.folder} and {other} in {run.folder}"
     return None
 
 
-def printable(text: str, longest: int = 200) -> str:
-    """A text from a file on one line, without what a terminal would obey."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
+def brief(text: str, longest: int = 200) -> str:
+    """The beginning of a text from a file, without what a terminal would obey."""
+    shown = printable(text)
     return shown if len(shown) <= longest else f"{shown[:longest]}…"

@@ -54,7 +54,7 @@ def files_in(folder: str) -> Iterator[str]:
         yield from (os.path.join(where, name) for name in names if not name.startswith("."))  # noqa: PTH118
 
 
-def check_output(folder: Path, files: Iterable[str]) -> None:
+def check_apart(folder: Path, files: Iterable[str]) -> None:
     """Raises InputError if a file lies in the folder of the output, which may be emptied."""
     output = Path(os.path.realpath(folder))
     for path in files:

@@ -80,8 +80,9 @@ def arguments(words: Sequence[str]) -> list[str]:
     if not given or set(multirun).isdisjoint(words):
         return list(words)
     rest = [word for word in words if word not in (*multirun, *given)]
-    for word in rest:
-        if not word.startswith(("-", "hydra.", "hydra/", "allow=")):
+    for before, word in zip(["", *rest], rest, strict=False):
+        is_value = before in ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+        if not is_value and not word.startswith(("-", "hydra.", "hydra/", "allow=")):
             raise InputError(f"{word} cannot be set on resuming a sweep, which keeps its settings: leave it out")
     folder = find_sweep(given[-1].partition("=")[2])
     settings, of_hydra = read_overrides(folder / "multirun.yaml")
@@ -121,7 +122,7 @@ def read_overrides(path: Path) -> tuple[list[str], list[str]]:
             key, text = parsed.key_or_group, str(parsed.input_line)
             # A group may be a file anywhere, and a file may set anything.
             reaches = parsed.package is not None or key.startswith("hydra") or ("." not in key and ".." in text)
-            if reaches or "${" in text or key in ("folder", "resume"):
+            if reaches or "${" in text or key in ("folder", "resume", "allow"):
                 raise ValueError(f"{text[:100]!r} is not a setting that a sweep can be resumed with")
         return settings, [str(text) for text in of_hydra]
     except Exception as error:  # of the YAML parser, OmegaConf, Hydra or the file system
@@ -140,7 +141,7 @@ def continued(config: DictConfig, folder: Path) -> tuple[DictConfig, Path | None
     Without a checkpoint it is trained anew, and so is one that has failed.
     Raises InputError for a folder that holds a run with other settings.
     """
-    from stn.resuming import last_checkpoint, resumed
+    from stn.resuming import check_paths, last_checkpoint, resumed
     from stn.runs import read_plain, settings_of, unfinished
     from stn.untrusted import RUN, check_targets
 
@@ -163,5 +164,6 @@ def continued(config: DictConfig, folder: Path) -> tuple[DictConfig, Path | None
                 return resumed(str(folder), allow=allow)
     with user_errors("resume"):
         check_targets(plain, RUN, allow)
+    check_paths(config, folder)
     config.overwrite = True
     return config, None

@@ -39,6 +39,8 @@ from stn.resuming import continue_loggers, continue_runs, last_checkpoint, purge
 from stn.run import load_checkpoint
 from stn.tensorboard_logger import OrderedTensorBoardLogger
 
+# What a run and the commands that open it write into its folder, besides single files.
+FOLDERS = ("checkpoints", "figures", "projector", "wandb", "evaluation", "predictions", "export")
 RESTARTS = 3  # after divergence, each with half the learning rate
 
 
@@ -186,14 +188,17 @@ def make_folder(folder: Path, overwrite: bool) -> None:
         raise InputError("a run would fill the current folder: give it one of its own, such as hydra.run.dir=runs/mine")
     if (folder / "config.yaml").exists() and not overwrite:
         raise InputError(f"{folder} holds a run already: go on with it by resume={folder}, or set overwrite=true")
+    if not overwrite and (others := [name for name in FOLDERS if (folder / name).exists()]):
+        raise InputError(f"{folder} holds {others[0]}/ already, which is no run's: give another folder, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def empty_folder(folder: Path) -> None:
     """Deletes what an earlier run has written into a folder."""
-    for name in ("checkpoints", "figures", "projector", "wandb"):
+    for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     written = ("config.yaml", "environment.json", "metrics.*", "hparams.yaml", "error.txt", "projector_config.pbtxt")
+    written += ("report.html",)
     for path in (path for pattern in (*written, "events.out.tfevents.*") for path in folder.glob(pattern)):
         path.unlink()
 

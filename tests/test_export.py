@@ -244,7 +244,7 @@ def test_nothing_is_written_over_unless_asked(
     path = tmp_path / "model.safetensors"
     path.write_text("mine")
     assert typed(monkeypatch, str(trained), "format=safetensors", f"output={path}") == 2
-    assert f"{path} is there already: set overwrite=true, or output=… to another file" in capsys.readouterr().err
+    assert f"{path} exists already: set overwrite=true, or output=… to another file" in capsys.readouterr().err
     assert path.read_text() == "mine"
     assert typed(monkeypatch, str(trained), "format=safetensors", f"output={path}", "overwrite=true") == 0
     assert stn.Run.open(path).epoch == 2
@@ -260,7 +260,7 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert typed(monkeypatch, str(trained), f"format={format}") == 2
-    assert capsys.readouterr().err == f'stn.export: {package} is not installed: pip install "stn-experiments[export]"\n'
+    assert capsys.readouterr().err == f'stn.export: {package} is not installed: pip install ".[export]"\n'
 
 
 def test_safetensors_without_its_package_is_no_broken_file(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,7 @@ def test_what_is_no_sweep_to_resume(words: list[str], said: str, multirun: Calla
         "+experiment@hydra.callbacks.harm=demo",
         "data.root=${oc.env:HOME}",
         "folder=/home",
+        "allow=subprocess.",
         "resume=elsewhere",
         "[",
     ],
@@ -133,6 +134,12 @@ def test_a_sweep_from_anybody_sets_nothing_but_the_config_of_runs(setting: str, 
 def test_a_job_of_a_sweep_from_anybody_builds_no_other_classes(tmp_path: Path) -> None:
     config = compose([*SETTINGS, "+callbacks.harm._target_=os.system", "+callbacks.harm.command=true"], tmp_path)
     with pytest.raises(InputError, match=r"_target_=os.system is not a part of this version of stn"):
+        continued(config, tmp_path)
+
+
+def test_a_job_of_a_sweep_from_anybody_writes_nowhere_else(tmp_path: Path) -> None:
+    config = compose([*SETTINGS, "callbacks=default", "callbacks.last.dirpath=/elsewhere"], tmp_path)
+    with pytest.raises(InputError, match=r"callbacks.last.dirpath=/elsewhere lies outside"):
         continued(config, tmp_path)
 
 

@@ -102,7 +102,8 @@ class Dashboard(pl.Callback):
 def inputs_of_last_linear(network: nn.Module) -> Iterator[list[Tensor]]:
     """While open, collects what the last linear layer of a network gets, (N, D) of each pass; without one, nothing."""
     found: list[Tensor] = []
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1:]
+    own = {part for module in transformers(network).values() for part in module.modules()}
+    last = [module for module in network.modules() if isinstance(module, nn.Linear) and module not in own][-1:]
     hooks = [one.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1))) for one in last]
     try:
         yield found

@@ -40,7 +40,9 @@ class WarpGallery(pl.Callback):
         return {name: [path.name for path in paths] for name, paths in self.frames.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.frames = {name: [self.folder / "warps" / frame for frame in frames] for name, frames in state_dict.items()}
+        self.frames = {
+            name: [self.folder / "warps" / Path(frame).name for frame in frames] for name, frames in state_dict.items()
+        }
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
@@ -88,7 +90,7 @@ class WarpGallery(pl.Callback):
     def _animate(self) -> None:
         for name, paths in self.frames.items():
             with drawing(f"the animation of {name}"):
-                frames = [Image.open(path).quantize(128) for path in paths if path.exists()]
+                frames = [Image.open(path, formats=["PNG"]).quantize(128) for path in paths if path.exists()]
                 # The last frame stays for a second.
                 times = [200] * (len(frames) - 1) + [1000]
                 path = self.folder / f"warps_{name}.gif"

@@ -102,7 +102,7 @@ def gallery(name: str, frames: Sequence[tuple[int, Path]], accuracies: Mapping[i
     """
     pictures, last = [], len(frames) - 1
     for index, (epoch, path) in enumerate(frames):
-        with user_errors(str(path), Image.DecompressionBombError), Image.open(path) as file:
+        with user_errors(str(path), Image.DecompressionBombError), Image.open(path, formats=["PNG"]) as file:
             picture = reduced(file.convert("RGB"), LARGEST_FRAME)
         when = f"epoch {epoch}" + (f", validation accuracy {accuracies[epoch]:.2%}" if epoch in accuracies else "")
         alt = f"Validation images, and what {name} reads of them, after {when}"
