@@ -198,8 +198,9 @@ def empty_folder(folder: Path) -> None:
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     written = ("config.yaml", "environment.json", "metrics.*", "hparams.yaml", "error.txt", "projector_config.pbtxt")
-    written += ("report.html",)
-    for path in (path for pattern in (*written, "events.out.tfevents.*") for path in folder.glob(pattern)):
+    for path in (
+        path for pattern in (*written, "report.html", "events.out.tfevents.*") for path in folder.glob(pattern)
+    ):
         path.unlink()
 
 
