@@ -50,9 +50,8 @@ def print_evaluation(evaluation: Evaluation, folder: Path) -> None:
     for name in names:
         numbers = classes[name]
         shares = [share(numbers[key]) for key in ("accuracy", "precision")]
-        table.add_row(
-            Text(printable(name)), f"{numbers['count']:,}", *shares
-        )  # as a Text no markup in a name is interpreted
+        # As a Text, no markup in a name is interpreted.
+        table.add_row(Text(printable(name)), f"{numbers['count']:,}", *shares)
     Console().print(table)
     print(f"evaluation.json, evaluation.csv and the pictures are in {os.path.relpath(folder)}")
 
