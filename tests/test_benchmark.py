@@ -11,7 +11,7 @@ import torch
 
 from stn.benchmark import __main__ as benchmark
 from stn.benchmark import accuracy, data, export, layers, scaling, start, threads, train
-from stn.benchmark.timing import interleaved, ratio
+from stn.benchmark.timing import interleaved, ratio, timed
 from stn.errors import InputError
 from stn.layers import Affine, Projective, ThinPlateSpline
 
@@ -58,6 +58,7 @@ SMALL = ["model=convnet_small", "data=shapes", "data.train_images=60", "data.tes
 SMALL += ["data.batch_size=20"]
 
 
+CPU = torch.device("cpu")
 ARMS = ["stn.train", "bare loop", "bare loop, no transformer"]
 
 
@@ -68,6 +69,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = {"LeNet-5 STN": ["experiment=eva7_nemani", *SMALL], "default": SMALL}
     for module in (train, data, accuracy, threads):
         monkeypatch.setattr(module, "CASES", cases)
+    monkeypatch.setattr(start, "interleaved", lambda arms, *_: {name: [timed(arms[name], 1, CPU)] for name in arms})
     monkeypatch.setattr(export, "NETWORKS", {"small": ["model=convnet_small"]})
     for module in (train, accuracy):
         monkeypatch.setattr(module, "WORKERS", (0,))

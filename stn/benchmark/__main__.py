@@ -22,7 +22,7 @@ BENCHMARKS = {
     "all": "the quick ones, in ten minutes; keeps them in results/benchmarks/",
 }
 TRAINING = ("train", "data", "accuracy")  # these take settings of stn.train
-QUICK = {"layers": 5, "train": 3, "data": 3, "threads": 2, "start": 5}  # rounds of each in "all"
+QUICK = {"layers": 5, "train": 3, "data": 3, "threads": 1, "start": 3}  # rounds of each in "all"
 
 
 def main() -> None:

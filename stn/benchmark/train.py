@@ -30,11 +30,11 @@ from stn.training import train
 CASES = {
     "LeNet-5 STN": ["experiment=eva7_nemani", "data=shapes", "data.train_images=6400", "data.test_images=1000"],
     "default": [
-        *["data=shapes", "data.train_images=3072", "data.test_images=100", "data.val_fraction=0.01"],
+        *["data=shapes", "data.train_images=2100", "data.test_images=100", "data.val_fraction=0.01"],
         *["data.flip=true", "data.shift=4", "data.cutout=8", "data.cutmix=0.5"],
     ],
     "fast94": [
-        *["experiment=fast94", "~callbacks.resizing", "data=shapes", "data.train_images=4200", "data.test_images=100"],
+        *["experiment=fast94", "~callbacks.resizing", "data=shapes", "data.train_images=3200", "data.test_images=100"],
         "data.flip=true",
     ],
 }
