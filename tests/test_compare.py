@@ -212,7 +212,7 @@ def test_the_command_writes_one_table_in_three_formats_and_a_plot(sweep: Path, c
     said = {
         "sweep/3": "has the settings and the seed of sweep/4, which is later",
         "sweep/5": "not finished, after 3 epochs",
-        "sweep/6": "failed: data: [red]no  images[/red]",
+        "sweep/6": "failed: data: [red]no� images[/red]",
         "sweep/7": "failed: KeyError: 1",
     }
     written = (sweep / "comparison" / "comparison.md").read_text()

@@ -212,10 +212,10 @@ def test_a_file_that_computes_something_else_is_not_kept(
         (["format=pt2", "opset=18"], "opset=18 does nothing with format=pt2: leave it out"),
         (["format=onnx", "opset=16"], "opset=16 must lie between 18 and 23"),
         (["format=onnx", "check=0"], "check=0 must be 1 or more, or all"),
-        (["format=onnx", "output=model.pt"], "output=model.pt must end in .onnx with format=onnx"),
+        (["format=onnx", "output=model.pt"], "output=model.pt must end in .onnx"),
         (
             ["format=onnx", "output=/dev/null/new/model.onnx"],
-            "/dev/null/new/model.onnx cannot be written: Not a directory",
+            "/dev/null/new/model.onnx cannot be written: give another file by output=…",
         ),
         (
             ["format=onnx", "data.batchsize=3"],
