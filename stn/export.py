@@ -55,6 +55,9 @@ def main() -> None:
         found = export(run, overrides, **asdict(options))
         print(f"compared on {found.images}, in batches of 1 and 64: outputs differ by up to {found.difference:.1e}")
         print(f"{found.path}, {found.path.stat().st_size / 2**20:,.1f} MiB: {found.signature}")
+        own = run.classifier.tta
+        if found.metadata["tta"] != own:
+            print(f"it scores tta={found.metadata['tta']}, where predict and evaluate score tta={own} of this run")
 
 
 if __name__ == "__main__":

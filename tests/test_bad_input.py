@@ -33,7 +33,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("callbacks.checkpoint.monitor=val/acc", "could not find the monitored key"),
         (
             "data.batch_size=49",
-            "batch_size 49 is larger than the training set of 48 images: set data.batch_size=48 or less",
+            "batch_size 49 is larger than the training set of 48 images: set data.batch_size=32 or less",
         ),
         ("trainer.max_epochs=-1", "trainer.max_epochs=-1 must be 1 or more"),
         ("hydra.run.dir=/dev/null/run", "the output folder cannot be written"),

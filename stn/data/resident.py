@@ -133,7 +133,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             each = f" in each of {self._world_size} processes" if self._world_size > 1 else ""
             raise ValueError(
                 f"batch_size {self.batch_size}{each} is larger than the training set of {len(kept)} images: set "
-                f"data.batch_size={max(1, len(kept) // self._world_size)} or less"
+                f"data.batch_size={max(1, min(32, len(kept) // self._world_size))} or less"
             )
         corners = self.corners.get("train")
         for split, chosen in {"val": held_out, "train": kept}.items():
