@@ -438,7 +438,7 @@ def test_a_package_is_allowed_by_the_users_own_word(trained: Path, canary: Path,
     content["hyper_parameters"]["model"]["warp"] = {"_target_": "myown.os.system", "command": "touch canary"}
     torch.save(content, "run/checkpoints/best.ckpt")
     refused(command("run", "allow=myown.", verb="evaluate", variables=variables), "allow=", program="stn.evaluate")
-    refused(command("run", "allow=7", verb="evaluate"), "allow=7 must be a package", program="stn.evaluate")
+    refused(command("run", "allow=7", verb="evaluate"), "allow=7 must be a text", program="stn.evaluate")
     assert not canary.exists()
 
 
