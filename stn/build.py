@@ -51,8 +51,9 @@ def build_classifier(config: DictConfig, data: ResidentDataModule) -> Classifier
             plain["optimizer"],
             classes=list(data.classes),
             channels=data.channels,
-            image_size=data.image_size,
+            image_size=data.input_size,
             label_smoothing=plain["label_smoothing"],
+            pose_weight=plain["pose_weight"],
             tta=plain["tta"] or ("mirror" if data.augmentation.flip else "none"),
             channels_last=plain["channels_last"],
         )

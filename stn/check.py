@@ -24,6 +24,7 @@ TOP_LEVEL_KEYS = (
     "on_divergence",
     "seed",
     "label_smoothing",
+    "pose_weight",
     "tta",
     "channels_last",
     "compile",

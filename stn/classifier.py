@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from stn.errors import DivergedError
+from stn.layers import transformers
 from stn.networks import Normalization, Whitening
 
 TTA = Literal["none", "mirror", "six"]
@@ -30,6 +31,8 @@ class Classifier(pl.LightningModule):
     classes: the names of the classes.
     channels, image_size: the number of channels of the images, and their side in pixels.
     label_smoothing: of the loss in training; 0 in validation and test.
+    pose_weight: of the loss of the first transformer against the true poses, where the data set knows them, see
+        `Warp.pose_loss`.
     tta: the views of each image whose probabilities are averaged outside training. none: the image; mirror: its mirror
         image too; six: also both shifted by a pixel towards two corners, each of these four half as much (K. Jordan
         2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5).
@@ -45,6 +48,7 @@ class Classifier(pl.LightningModule):
         channels: int = 3,
         image_size: int = 32,
         label_smoothing: float = 0.0,
+        pose_weight: float = 0.0,
         tta: TTA = "none",
         channels_last: bool = True,
     ) -> None:
@@ -61,6 +65,8 @@ class Classifier(pl.LightningModule):
         self.example_input_array = torch.zeros(2, channels, image_size, image_size, dtype=torch.uint8)
         self.optimization = instantiate(optimizer)
         self.label_smoothing, self.tta = label_smoothing, tta
+        self.pose_weight = pose_weight
+        self.looks: list[Tensor] = []  # θ of each look of the first transformer, while it trains
         # Metrics of the classification; stn.metrics has those of θ.
         metrics = MetricCollection(
             {
@@ -110,17 +116,40 @@ class Classifier(pl.LightningModule):
                 # About a thousand images from all over the set, the same ones in every process.
                 module.fit(self.normalization(images[:: -(-len(images) // 1000)]))
 
+        if self.pose_weight:
+            first = next(iter(transformers(self.net).values()))
+            self.watching = first.head.register_forward_hook(lambda head, features, theta: self.looks.append(theta))
+
+    def on_fit_end(self) -> None:
+        if self.pose_weight:
+            self.watching.remove()
+            self.looks.clear()
+
     def on_train_epoch_start(self) -> None:
         self.pending.clear()  # an interrupted epoch may have left some
         if self.random_state is not None:  # only now, after everything that a start draws
             torch.set_rng_state(self.random_state.cpu())
             self.random_state = None
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        scores, target, losses = self._score(batch, self.label_smoothing)
+    def training_step(self, batch: tuple[Tensor, ...]) -> Tensor:
+        self.looks.clear()
+        images, labels, *figures = batch
+        scores, target, losses = self._score((images, labels), self.label_smoothing)
         # Predictions, not scores: a CUDA graph overwrites the scores in the next step.
         self.pending.append((scores.argmax(1), target, losses.detach()))
-        return losses.mean()
+        if not self.pose_weight:
+            return losses.mean()
+        return losses.mean() + self.pose_weight * self._pose_loss(*figures)
+
+    def _pose_loss(self, figure: Tensor) -> Tensor:
+        """The loss of the looks against the figures (N, 16, 2), see `Warp.pose_loss`."""
+        warp = next(iter(transformers(self.net).values())).warp
+        total = figure.new_zeros(())
+        for theta in self.looks:
+            total = total + warp.pose_loss(theta, figure).mean()
+            figure = warp.invert(theta.detach(), figure)  # as the next look sees it
+        self.log("train/pose_loss", total.detach(), on_step=False, on_epoch=True)
+        return total
 
     def on_train_batch_end(self, *step: Any) -> None:
         trainer = self.trainer

@@ -121,7 +121,7 @@ def limited(batches: list[Any], limit: int | float) -> list[Any]:
 def transformer_numbers(
     scorer: Scorer, scored: Scored, data: ResidentDataModule, split: Split
 ) -> dict[str, dict[str, float | None]]:
-    """For every transformer `ThetaStatistics` and, where the poses are known, pose_error_pixels of `PoseError`."""
+    """For every transformer `ThetaStatistics` and, where the poses are known, `PoseError`."""
     found = {}
     for name, (theta, height, width) in scored.records.items():
         module = scorer.transformers[name]
@@ -129,10 +129,10 @@ def transformer_numbers(
         statistics.update(theta.float(), height, width)
         values = statistics.compute()
         # The poses are those in the image, so a transformer on a smaller feature map has no error.
-        if split in data.corners and (height, width) == data.images[split].shape[2:]:
+        if split in data.figures and (height, width) == data.images[split].shape[2:]:
             error = PoseError(module.to_input, height, width, align_corners=module.align_corners)
-            error.update(theta, data.corners[split][: len(theta)], scored.labels)
-            values["pose_error_pixels"] = error.compute()
+            error.update(theta, data.figures[split][: len(theta)], scored.labels)
+            values |= error.compute()
         found[name] = {key: ratio(value, 1) for key, value in values.items()}
     return found
 

@@ -17,6 +17,7 @@ from stn.config import write
 from stn.errors import user_errors
 from stn.evaluation import Evaluation
 from stn.evaluation_figures import draw
+from stn.metrics import POSE_ERRORS
 
 MOST_ROWS = 20  # classes that are printed
 
@@ -72,8 +73,7 @@ def headline(numbers: dict[str, Any]) -> dict[str, Any]:
                 quantity = key.removesuffix("_mean")
                 found[f"{name}_{quantity}"] = f"{mean:.4g} ± {values[f'{quantity}_spread']:.4g}"
         found[f"{name}_lost"] = share(values["lost"])
-        if "pose_error_pixels" in values:
-            found[f"{name}_pose_error_pixels"] = values["pose_error_pixels"]
+        found |= {f"{name}_{key}": values[key] for key in POSE_ERRORS if key in values}
     if numbers["sharpening"]:
         found["variance_within_classes"] = "{variance_before:.4g} → {variance_after:.4g}".format(
             **numbers["sharpening"]

@@ -8,11 +8,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from stn.layers import pixel_centres, pose_error
+from stn.layers import CORNERS, distance_to_truth, pixel_centres, pose_error
 from stn.layers.warps import decompose
 
 WarpFunction = Callable[[Tensor, Tensor], Tensor]  # (theta, points) -> points, as `SpatialTransformer.to_input`
 
+POSE_ERRORS = ("pose_error_pixels", "corner_error_pixels", "angle_error_degrees")
 QUANTITIES = ("rotation_degrees", "scale", "shift_x_pixels", "shift_y_pixels")
 
 
@@ -53,9 +54,11 @@ class ThetaStatistics(Metric):
 
 
 class PoseError(Metric):
-    """Mean distance in pixels between the corners of each figure as a warp finds them and the true ones.
+    """How far the poses that a warp finds are from the true ones; each NaN if θ has diverged.
 
-    Which pose counts as upright is fitted for each class, see `pose_error`.
+    `compute` returns pose_error_pixels, the mean of `pose_error`, which fits to each class which pose counts as
+    upright; and of `distance_to_truth`, which takes it for known, the medians corner_error_pixels and
+    angle_error_degrees.
     height, width: of the images. align_corners: of the transformer.
     """
 
@@ -73,18 +76,22 @@ class PoseError(Metric):
         for name in ("theta", "truth", "labels"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def update(self, theta: Tensor, truth: Tensor, labels: Tensor) -> None:
-        """Adds images with θ (N, P), true corners (N, 4, 2) in [-1, 1] from edge to edge, and classes (N,)."""
+    def update(self, theta: Tensor, figures: Tensor, labels: Tensor) -> None:
+        """Adds images with θ (N, P) and classes (N,), and `figure_points` (N, 16, 2) in [-1, 1] from edge to edge."""
         self.theta.append(theta)
-        self.truth.append((truth * self.edge.to(truth)).to(theta))
+        self.truth.append((figures * self.edge.to(figures)).to(theta))
         self.labels.append(labels.to(theta.device))
 
-    def compute(self) -> Tensor:
-        """Returns the mean distance; NaN if θ has diverged."""
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the values that the class describes."""
         theta, truth, labels = (dim_zero_cat(state) for state in (self.theta, self.truth, self.labels))
         if not theta.isfinite().all():
-            return theta.new_tensor(torch.nan)
-        return pose_error(self.warp, theta, truth, labels, self.height, self.width).mean()
+            return dict.fromkeys(POSE_ERRORS, theta.new_tensor(torch.nan))
+        edge = self.edge.to(theta)
+        from_edges = lambda theta, points: self.warp(theta, points * edge)  # noqa: E731
+        corner, angle = distance_to_truth(from_edges, theta, truth, self.height, self.width)
+        fitted = pose_error(self.warp, theta, truth[:, CORNERS], labels, self.height, self.width)
+        return dict(zip(POSE_ERRORS, (fitted.mean(), corner.median(), angle.median()), strict=True))
 
 
 class ClassMeans(Metric):

@@ -143,12 +143,16 @@ class Run:
                 f"the classes of the data ({len(data.classes)}) are not those of {self.checkpoint} "
                 f"({len(self.classes)}), {differ}: give data of the same classes"
             )
-        for name in ("channels", "image_size"):
-            if getattr(data, name) != getattr(self, name):
-                raise InputError(
-                    f"data.{name}={getattr(data, name)} is not what {self.checkpoint} was trained on: set "
-                    f"data.{name}={getattr(self, name)}"
-                )
+        for name, found, wanted in (
+            ("data.channels", data.channels, self.channels),
+            (
+                "data.image_size" if data.input_size == data.image_size else "data.distortion.canvas",
+                data.input_size,
+                self.image_size,
+            ),
+        ):
+            if found != wanted:
+                raise InputError(f"{name}={found} is not what {self.checkpoint} was trained on: set {name}={wanted}")
         return data
 
 

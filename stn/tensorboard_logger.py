@@ -18,6 +18,8 @@ RESULTS = {
     "test/accuracy": "test accuracy",
     "accuracy/val": "validation accuracy",
     "test/transformer_pose_error_pixels": "pose error (pixels)",
+    "test/transformer_corner_error_pixels": "median corner error (pixels)",
+    "test/transformer_angle_error_degrees": "median angle error (degrees)",
 }
 TYPES = {bool: api_pb2.DATA_TYPE_BOOL, str: api_pb2.DATA_TYPE_STRING}
 # Names of metrics, and TensorBoard's tags for them. TensorBoard sorts tags, and opens the first two groups.

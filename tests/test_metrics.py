@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stn.layers import Affine, Similarity, corners
+from stn.layers import Affine, Rotation, Similarity, distance_to_truth, figure_points
 from stn.metrics import PoseError, ThetaStatistics, is_lost
 
 
@@ -60,13 +60,25 @@ def test_the_pose_error_of_a_shift_is_its_length_in_pixels(align_corners: bool) 
     theta[5:, 2] += 2 / half
     edge = width / (width - align_corners)
     metric = PoseError(Similarity(), 12, width, align_corners=align_corners)
-    truth = (corners().float() / edge).expand(10, -1, -1)
+    truth = (figure_points().float() / edge).expand(10, -1, -1)
     for part in (slice(0, 3), slice(3, 10)):
         metric.update(theta[part], truth[part], torch.zeros(10)[part])
-    assert metric.compute().item() == pytest.approx(1.0, abs=1e-4)
+    found = metric.compute()
+    assert found["pose_error_pixels"].item() == pytest.approx(1.0, abs=1e-4)
+    assert found["corner_error_pixels"].item() == pytest.approx(0.0, abs=1e-4)  # the median of 0 and 2, as torch has it
+    assert found["angle_error_degrees"].item() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_the_distance_to_the_truth_is_in_pixels_and_degrees() -> None:
+    """Half a turn and 10 degrees apart, over the cut of the circle; the corners move along a circle of √2 · 16."""
+    turned = torch.tensor([[-175.0], [175.0], [20.0]]).deg2rad()
+    figure = Rotation()(torch.tensor([[175.0], [175.0], [20.0]]).deg2rad(), figure_points().float())
+    pixels, degrees = distance_to_truth(Rotation(), turned, figure, 32, 32)
+    assert degrees.tolist() == pytest.approx([10, 0, 0], abs=1e-3)
+    assert pixels.tolist() == pytest.approx([2 * math.sin(math.radians(5)) * 16 * math.sqrt(2), 0, 0], abs=1e-3)
 
 
 def test_a_diverged_theta_has_no_pose_error() -> None:
     metric = PoseError(Affine(), 32, 32)
-    metric.update(torch.full((2, 6), torch.nan), corners().expand(2, -1, -1), torch.zeros(2))
-    assert math.isnan(metric.compute().item())
+    metric.update(torch.full((2, 6), torch.nan), figure_points().expand(2, -1, -1), torch.zeros(2))
+    assert all(math.isnan(value.item()) for value in metric.compute().values())

@@ -85,7 +85,7 @@ def trained(values: dict[str, int], rounds: int, where: str) -> tuple[float, flo
     # A stretch has about 2048 images and at least two batches. The next one continues where it ended.
     stretch = max(2, 2048 // setting.batch)
 
-    def forever() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def forever() -> Iterator[tuple[torch.Tensor, ...]]:
         while True:
             yield from batches
             batches.set_epoch(batches.epoch + 1)

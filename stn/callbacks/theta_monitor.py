@@ -59,14 +59,14 @@ class ThetaMonitor(pl.Callback):
                     name,
                     100 * values["lost"],
                 )
-            self._log_pose_error(trainer, pl_module, name, module, "val", f"{name}/pose_error_pixels")
+            self._log_pose_error(trainer, pl_module, name, module, "val", f"{name}/")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                     log_theta(logger, name, theta, values, trainer.global_step - 1)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():
-            self._log_pose_error(trainer, pl_module, name, module, "test", f"test/{name}_pose_error_pixels")
+            self._log_pose_error(trainer, pl_module, name, module, "test", f"test/{name}_")
 
     def _log_pose_error(
         self,
@@ -75,22 +75,22 @@ class ThetaMonitor(pl.Callback):
         name: str,
         module: SpatialTransformer,
         split: str,
-        tag: str,
+        prefix: str,
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         assert isinstance(data, ResidentDataModule)
         # The truth is that of the image itself, the first of its views.
         passes = self.records[name][:: pl_module.views]  # type: ignore[index]  # a Classifier has it
         height, width = passes[0].height, passes[0].width
-        if split not in data.corners or (height, width) != data.images[split].shape[2:]:
+        if split not in data.figures or (height, width) != data.images[split].shape[2:]:
             return
         theta = torch.cat([one.theta for one in passes])
         mine = slice(trainer.global_rank, None, trainer.world_size)
         # Fewer images if the trainer limits the batches.
-        truth, labels = (of_all[split][mine][: len(theta)] for of_all in (data.corners, data.labels))
+        truth, labels = (of_all[split][mine][: len(theta)] for of_all in (data.figures, data.labels))
         error = PoseError(module.to_input, height, width, align_corners=module.align_corners).to(theta.device)
         error.update(theta, truth, labels)
-        pl_module.log(tag, error.compute(), sync_dist=True)
+        pl_module.log_dict({prefix + key: value for key, value in error.compute().items()}, sync_dist=True)
 
 
 def log_theta(logger: TensorBoardLogger, name: str, theta: Tensor, statistics: dict[str, Tensor], step: int) -> None:

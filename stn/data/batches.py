@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stn.data.distortion import Distortion
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -90,9 +92,13 @@ def rectangle(height: int, width: int, top: Tensor, left: Tensor, bottom: Tensor
 class Batches:
     """An iterable of (images, labels): uint8 (N, C, H, W) and int64 (N,), or shares float32 (N, classes) with CutMix.
 
+    Where poses are known in training, of (images, labels, figures): figures (N, 16, 2) is where in each image the
+    `figure_points` of its upright figure are.
+
     With an augmentation, the order and the random draws depend on `seed` and the epoch alone, and the last, incomplete
     batch is left out. Without one, every image comes once, in order.
     mean: the colour that cutout fills with, a number in [0, 1] for each channel.
+    figures: of all images, if their poses are known. distortion: of the images in training, drawn anew for each batch.
     rank, world_size: the index of this process and the number of processes. Each process has its own images, and as
         many training batches as the others.
     """
@@ -106,12 +112,15 @@ class Batches:
         mean: Sequence[float] = (),
         classes: int = 10,
         augmentation: Augmentation | None = None,
+        figures: Tensor | None = None,
+        distortion: Distortion | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.images, self.labels, self.batch_size, self.classes = images, labels, batch_size, classes
         self.fill = (torch.tensor(mean) * 255).round().to(torch.uint8).to(images.device)[:, None, None]
+        self.figures, self.distortion = figures, distortion
         self.augmentation, self.seed, self.rank, self.world_size = augmentation, seed, rank, world_size
         self.epoch = 0
 
@@ -132,7 +141,7 @@ class Batches:
         """Sets the epoch, which decides the order and the random draws of the next pass."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         if self.augmentation is None:
             yield from self._in_order()
         else:
@@ -142,7 +151,7 @@ class Batches:
         images, labels = self.images[self.rank :: self.world_size], self.labels[self.rank :: self.world_size]
         yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
-    def _shuffled(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
+    def _shuffled(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, ...]]:
         seed = self.seed * 1_000_003 + self.epoch  # another one for every seed and epoch
         shared = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.images), generator=shared)[self.rank :: self.world_size].to(self.images.device)
@@ -151,4 +160,9 @@ class Batches:
         for batch in order.split(self.batch_size)[: len(self)]:
             images = augmentation.move(self.images.index_select(0, batch), mirrored[batch], own)
             images, labels = augmentation.erase(images, self.fill, own), self.labels[batch]
-            yield augmentation.mix(images, labels, self.classes, own) if augmentation.cutmix else (images, labels)
+            if augmentation.cutmix:
+                images, labels = augmentation.mix(images, labels, self.classes, own)
+            figures = None if self.figures is None else self.figures[batch]
+            if self.distortion:
+                images, figures = self.distortion(images, own, figures)
+            yield (images, labels) if figures is None else (images, labels, figures)

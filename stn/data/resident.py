@@ -1,5 +1,6 @@
 """What every data set of this project shares: it is read once, lives in memory as uint8, and gives whole batches."""
 
+import itertools
 import math
 import zlib
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from stn.data.batches import Augmentation, Batches
+from stn.data.distortion import Distortion
 
 LARGEST_SIDE, MOST_CHANNELS = 4096, 1024
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -34,12 +36,14 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     validate_on: "held_out"; or "test", which trains on the whole training set and validates on the test set, as
         published logs often do.
     split_seed: chooses the images that are held out.
+    distortion: of all images, drawn anew for each batch in training, and once for validation and test; None for none.
+    test_distortion: of the test images, if it is another one.
     seed: of the order and the augmentation.
     Raises ValueError for values out of range.
 
     After `setup`, `images` (uint8, (N, C, H, W)) and `labels` (int64, (N,)) hold "train", "val" and "test"; `digest`
-    tells one training set from another, `test_digest` one test set. If poses are known, `corners` (N, 4, 2) holds the
-    true corners of each figure's square, (x, y) in [-1, 1], see `pose_error`.
+    tells one training set from another, `test_digest` one test set. If poses are known, `figures` (N, 16, 2) holds
+    where in each image the `figure_points` of its upright figure are, (x, y) in [-1, 1].
     """
 
     classes: Sequence[str]
@@ -59,6 +63,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         val_fraction: float = 0.05,
         validate_on: Literal["held_out", "test"] = "held_out",
         split_seed: int = 0,
+        distortion: Distortion | None = None,
+        test_distortion: Distortion | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -94,13 +100,20 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self.digest = self.test_digest = ""
         self.images: dict[str, Tensor] = {}
         self.labels: dict[str, Tensor] = {}
-        self.corners: dict[str, Tensor] = {}
+        self.figures: dict[str, Tensor] = {}
+        self.distortions = {"train": distortion, "val": distortion, "test": test_distortion or distortion}
+        sides = {name: one.side(image_size) if one else image_size for name, one in self.distortions.items()}
+        if sides["test"] != sides["train"]:
+            raise ValueError(
+                f"distortion and test_distortion must have one canvas, not {sides['train']} and {sides['test']} pixels"
+            )
+        self.input_size = sides["train"]
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Reads the training or the test set: uint8 (N, C, H, W) of any size, and int64 (N,).
 
-        If the poses are known, it also sets `corners["train"]` or `corners["test"]`.
+        If the poses are known, it also sets `figures["train"]` or `figures["test"]`.
         """
 
     def setup(self, stage: str | None = None) -> None:
@@ -114,8 +127,9 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             images, labels = self._read_sized(train=False)
             self.test_digest = digest(images, labels)
             self._store("test", images, labels)
+            self.fix("test")
         if self.validate_on == "test":
-            for tensors in (self.images, self.labels, self.corners):
+            for tensors in (self.images, self.labels, self.figures):
                 if "test" in tensors:
                     tensors["val"] = tensors["test"]
 
@@ -135,14 +149,26 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
                 f"batch_size {self.batch_size}{each} is larger than the training set of {len(kept)} images: set "
                 f"data.batch_size={max(1, min(32, len(kept) // self._world_size))} or less"
             )
-        corners = self.corners.get("train")
+        figures = self.figures.get("train")
         for split, chosen in {"val": held_out, "train": kept}.items():
             self._store(split, images[chosen], labels[chosen])
-            if corners is not None:
-                self.corners[split] = corners[chosen]
+            if figures is not None:
+                self.figures[split] = figures[chosen].to(self.images[split].device)
         self.digest = digest(images, labels)
         mean, std = channel_statistics(self.images["train"])
         self.mean, self.std = self.mean or mean, self.std or std
+        self.fix("val")
+
+    def fix(self, split: str) -> None:
+        """Distorts the images of a split once and for all; "train" is then no longer drawn anew."""
+        distortion, self.distortions[split] = self.distortions[split], None
+        if distortion is None or split not in self.images:
+            return
+        generator = torch.Generator().manual_seed(1_000_003 * self.split_seed + len(split))
+        figures = self.figures.get(split)
+        known = itertools.repeat(None) if figures is None else figures.split(500)
+        parts = [distortion(*part) for part in zip(self.images[split].split(500), itertools.repeat(generator), known)]
+        self.images[split], self.figures[split] = map(torch.cat, zip(*parts, strict=True))
 
     def _store(self, split: str, images: Tensor, labels: Tensor) -> None:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -169,6 +195,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             mean=self.mean,
             classes=len(self.classes),
             augmentation=augmentation,
+            figures=self.figures.get(split) if augmentation else None,
+            distortion=self.distortions[split] if augmentation else None,
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self._world_size,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stn.data.decoding import check_memory
 from stn.data.resident import ResidentDataModule
-from stn.layers import Affine, corners, pixel_centres, sample
+from stn.layers import Affine, figure_points, pixel_centres, sample
 
 Outline = list[tuple[float, float]]
 
@@ -147,6 +147,6 @@ class ShapesDataModule(ResidentDataModule):
         generator = torch.Generator().manual_seed(2 * self.split_seed + train)
         labels = torch.arange(self.count[split]) % len(FIGURES)
         self.poses[split] = random_poses(len(labels), self.rotation, self.scale, generator)
-        self.corners[split] = Affine()(self.poses[split].double(), corners())
+        self.figures[split] = Affine()(self.poses[split].double(), figure_points()).float()
         parts = zip(labels.split(1000), self.poses[split].split(1000), strict=True)
         return torch.cat([draw_shapes(*part, self.image_size, generator) for part in parts]), labels

@@ -1,7 +1,7 @@
 """The spatial transformer as a layer: localization -> warp -> sampling. Needs torch alone."""
 
-from stn.layers.localization import ConvLocalization, FeatureLocalization
-from stn.layers.pose import corners, pose_error
+from stn.layers.localization import ConvLocalization, FeatureLocalization, PoseLocalization
+from stn.layers.pose import CORNERS, corners, distance_to_truth, figure_points, pose_error
 from stn.layers.recording import ThetaRecord, recording, thetas, transformers
 from stn.layers.sampling import pixel_centres, sample
 from stn.layers.transformer import NotFiniteError, Parallel, SpatialTransformer
@@ -14,6 +14,7 @@ from stn.layers.warps import (
     LogPolar,
     Projective,
     Rotation,
+    RotationClasses,
     Similarity,
     ThinPlateSpline,
     Translation,
@@ -21,6 +22,7 @@ from stn.layers.warps import (
 )
 
 __all__ = [
+    "CORNERS",
     "Affine",
     "AffineExponential",
     "Attention",
@@ -31,8 +33,10 @@ __all__ = [
     "LogPolar",
     "NotFiniteError",
     "Parallel",
+    "PoseLocalization",
     "Projective",
     "Rotation",
+    "RotationClasses",
     "Similarity",
     "SpatialTransformer",
     "ThetaRecord",
@@ -40,6 +44,8 @@ __all__ = [
     "Translation",
     "Warp",
     "corners",
+    "distance_to_truth",
+    "figure_points",
     "pixel_centres",
     "pose_error",
     "recording",

@@ -49,6 +49,44 @@ class ConvLocalization(nn.Sequential):
         return super().forward(image)
 
 
+class PoseLocalization(nn.Sequential):
+    """Stages of two convolutions with batch norm, each of which halves the map: (N, C, H, W) of any size -> (N, F).
+
+    It sees a pose in photographs, which two large convolutions without batch norm do not.
+
+    widths: the channels of each stage.
+    in_channels, image_size: of the images.
+    shrink: first averages blocks of shrink x shrink pixels.
+    cells: the last map is averaged over cells x cells parts, which become the features.
+    Raises ValueError for values below 1, and when the image is too small for so many stages.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128),
+        in_channels: int = 3,
+        image_size: int = 32,
+        shrink: int = 1,
+        cells: int = 4,
+    ) -> None:
+        if not widths or min(*widths, in_channels, image_size, shrink, cells) < 1:
+            raise ValueError(
+                f"widths {list(widths)}, in_channels {in_channels}, image_size {image_size}, shrink {shrink} and cells "
+                f"{cells} must be 1 or more"
+            )
+        if (image_size // shrink) >> len(widths) < 1:
+            raise ValueError(f"image_size {image_size} is too small for {len(widths)} stages and shrink {shrink}")
+        stages: list[nn.Module] = [nn.AvgPool2d(shrink)] if shrink > 1 else []
+        depth = in_channels
+        for width in widths:
+            for before, pool in ((depth, True), (width, False)):
+                stages += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2)][: 1 + pool]
+                stages += [nn.BatchNorm2d(width), nn.GELU()]
+            depth = width
+        super().__init__(*stages, CellMeans(cells), nn.Flatten())
+        self.out_features = depth * cells**2
+
+
 class CellMeans(nn.Module):
     """Means over `cells` x `cells` parts of a map. Unlike `nn.AdaptiveAvgPool2d` it is deterministic on CUDA."""
 

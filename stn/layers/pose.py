@@ -1,11 +1,12 @@
 """The distance between the pose that a transformer finds and the true one."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from stn.layers.warps import jacobian, lattice_points
+from stn.layers.warps import decompose, jacobian, lattice_points
 
 FARTHEST = 4.0  # half-widths from the centre of the output: corners are searched up to here
 
@@ -13,6 +14,35 @@ FARTHEST = 4.0  # half-widths from the centre of the output: corners are searche
 def corners() -> Tensor:
     """The corners of the square [-1, 1], row by row: (4, 2), (x, y), float64."""
     return lattice_points(2)
+
+
+FIGURE_SIDE = 4
+CORNERS = (0, 3, 12, 15)  # of the points of a figure
+
+
+def figure_points() -> Tensor:
+    """Points that span an upright figure, [-1, 1], row by row: (16, 2), (x, y), float64. `CORNERS` are its corners."""
+    return lattice_points(FIGURE_SIDE)
+
+
+def distance_to_truth(
+    warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor, figure: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """How far the poses that a warp finds are from the true ones: in pixels (N,), and in degrees (N,).
+
+    theta (N, P): parameters of `warp`, from the output to an input of height x width pixels.
+    figure (N, 16, 2): where in the input the `figure_points` are.
+    In pixels it is the mean distance of the corners, and in degrees the angle between the two rotations. Unlike
+    `pose_error` it takes the upright pose for known.
+    """
+    theta, figure = theta.detach(), figure.to(theta)
+    found = warp(theta, figure_points().to(theta))
+    pixels = torch.tensor([width / 2, height / 2]).to(theta)
+    corner = ((found - figure)[:, CORNERS] * pixels).norm(dim=-1).mean(dim=1)
+    angle = decompose(lambda _, points: found, theta, FIGURE_SIDE)["rotation"]
+    true_angle = decompose(lambda _, points: figure, theta, FIGURE_SIDE)["rotation"]
+    turn = (angle - true_angle + math.pi).remainder(2 * math.pi) - math.pi
+    return corner, turn.abs().rad2deg()
 
 
 def pose_error(

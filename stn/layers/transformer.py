@@ -34,6 +34,8 @@ class SpatialTransformer(nn.Module):
     supersample: each output pixel is the mean of supersample x supersample readings. Above 1 it prevents aliasing where
         the warp or the output size shrinks the image.
     append_theta: appends θ to the output as constant channels, for the layers that follow.
+    classifier_gradient: how much of the gradient of what follows reaches θ, from 0 to 1. It ruins a pose that is
+        learned from the truth, see `Warp.pose_loss`.
     mode, padding, align_corners, gather: see `sample`.
     Raises ValueError for values out of range, a localization without `out_features`, or a warp that is none.
     """
@@ -47,6 +49,7 @@ class SpatialTransformer(nn.Module):
         output_size: int | Sequence[int] | None = None,
         supersample: int = 1,
         append_theta: bool = False,
+        classifier_gradient: float = 1.0,
         mode: Mode = "bilinear",
         padding: Padding = "border",
         align_corners: bool = False,
@@ -59,6 +62,8 @@ class SpatialTransformer(nn.Module):
                 f"num_looks must lie between 1 and {MOST_LOOKS}, and supersample between 1 and {LARGEST_SUPERSAMPLE}, "
                 f"not {num_looks} and {supersample}"
             )
+        if not 0 <= classifier_gradient <= 1:
+            raise ValueError(f"classifier_gradient must lie between 0 and 1, not {classifier_gradient}")
         features = getattr(localization, "out_features", None)
         if not isinstance(features, int):
             raise ValueError(
@@ -72,6 +77,7 @@ class SpatialTransformer(nn.Module):
         with torch.no_grad():
             self.head.bias.copy_(self.warp.identity())
         self.num_looks, self.supersample, self.append_theta = num_looks, supersample, append_theta
+        self.classifier_gradient = classifier_gradient
         self.output_size = None if output_size is None else height_and_width(output_size)
         self.mode: Mode = mode
         self.padding: Padding = padding
@@ -162,6 +168,13 @@ class SpatialTransformer(nn.Module):
         height, width = self.output_size or image.shape[2:]
         return self.read(image, theta, height, width)
 
+    def _held(self, theta: Tensor) -> Tensor:
+        """θ with the share `classifier_gradient` of its gradient."""
+        share = self.classifier_gradient
+        if share == 1:
+            return theta
+        return theta.detach() if share == 0 else share * theta + (1 - share) * theta.detach()
+
     def forward(self, image: Tensor, return_theta: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The warped image (N, C, h, w), with `append_theta` (N, C + num_looks · P, h, w); and θ on request."""
         if image.ndim != 4:
@@ -169,7 +182,7 @@ class SpatialTransformer(nn.Module):
         theta = self.theta(image)
         if not self.training:  # a training step must not wait for a result
             check_finite(theta)
-        warped = self._transform(image, theta)
+        warped = self._transform(image, self._held(theta))
         if self.append_theta:
             channels = theta.to(warped.dtype)[:, :, None, None].expand(-1, -1, *warped.shape[2:])
             warped = torch.cat((warped, channels), dim=1)

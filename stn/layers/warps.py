@@ -17,6 +17,7 @@ from stn.layers.homography import Project, project
 from stn.layers.sampling import is_traced, sample, without_autocast
 
 LARGEST_LATTICE = 32  # control points a side: one for each pixel of a small image
+MOST_ANGLES = 360
 
 FOUND_WITHIN = 1e-3  # half-widths: an inverse that misses by more than a hundredth of a pixel in 32 is no inverse
 
@@ -41,6 +42,15 @@ class Warp(nn.Module, ABC):
     @abstractmethod
     def move(self, theta: Tensor, points: Tensor) -> Tensor:
         """As `warp(theta, points)`, without checking the shapes."""
+
+    def pose_loss(self, theta: Tensor, figure: Tensor) -> Tensor:
+        """How far θ (N, P) is from showing the figures upright, (N,), to be minimized.
+
+        figure (N, K², 2): where in the input the K x K points that span each upright figure are, see `lattice_points`.
+        The mean over points and axes of the distance in half-widths, squared where it is small.
+        """
+        upright = lattice_points(math.isqrt(figure.shape[1])).to(theta)
+        return F.smooth_l1_loss(self(theta, upright), figure, beta=0.1, reduction="none").mean(dim=(1, 2))
 
     def forward(self, theta: Tensor, points: Tensor) -> Tensor:
         """Where in the input each output point is read, (N, M, 2)."""
@@ -79,7 +89,7 @@ class Warp(nn.Module, ABC):
         return decompose(self, theta)
 
 
-def decompose(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> dict[str, Tensor]:
+def decompose(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor, size: int = 5) -> dict[str, Tensor]:
     """Rotation, scale, aspect, shear and shift of θ (N, P), each (N,): those of the affine map nearest to the warp.
 
     The affine map's matrix is rotation · [[1, shear], [0, 1]] · diag(scale along x, scale along y); the shift follows.
@@ -87,13 +97,14 @@ def decompose(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> dict[s
     scale: the root of the product of the two scales; below 1 the transformer zooms in.
     aspect: the scale along y over the scale along x; negative for a mirrored image.
     shear: a tangent. shift_x, shift_y: in fractions of the half-width and the half-height.
+    Nearest over size x size points that span the image.
     """
-    lattice = lattice_points(5).to(theta)
+    lattice = lattice_points(size).to(theta)
     moved = warp(theta, lattice)
     # Over a symmetric lattice x, y and 1 are orthogonal, so that least squares needs only means.
-    size = lattice[:, 0].square().mean()
-    a, c = ((moved * lattice[:, :1]).mean(dim=1) / size).unbind(1)
-    b, d = ((moved * lattice[:, 1:]).mean(dim=1) / size).unbind(1)
+    spread = lattice[:, 0].square().mean()
+    a, c = ((moved * lattice[:, :1]).mean(dim=1) / spread).unbind(1)
+    b, d = ((moved * lattice[:, 1:]).mean(dim=1) / spread).unbind(1)
     shift_x, shift_y = moved.mean(dim=1).unbind(1)
     along_x, determinant = torch.hypot(a, c), a * d - b * c
     return {
@@ -291,6 +302,89 @@ class Projective(MatrixGroup):
         with without_autocast(theta.device):
             moved, _ = Project.apply(matrix, points, self.horizon)
         return moved.mT
+
+
+class RotationClasses(MatrixWarp):
+    """Rotation as a choice among angles, one scale and shift, θ = (score of each angle, s, x, y).
+
+    The rotation is the mean of the best angle and its two neighbours, weighted by the softmax of their scores: where an
+    image may be upright or lying, a mean over all angles would be neither. The scale is largest_scale^tanh(s), and the
+    shift largest_shift · tanh((x, y)).
+
+    classes: how many angles there are; an odd number, so that one is 0, or any on the full circle.
+    span: the range of the angles in degrees, half to each side; 360 for the full circle.
+    largest_scale: and its inverse is the smallest.
+    largest_shift: along each axis, in half-widths.
+    Raises ValueError for values out of range.
+    """
+
+    def __init__(
+        self, classes: int = 25, span: float = 180.0, largest_scale: float = 2.0, largest_shift: float = 0.5
+    ) -> None:
+        super().__init__()
+        if not 2 <= classes <= MOST_ANGLES or not 0 < span <= 360:
+            raise ValueError(
+                f"classes must lie between 2 and {MOST_ANGLES} and span between 0 and 360 degrees, not {classes} and "
+                f"{span}"
+            )
+        self.periodic = span == 360
+        if not self.periodic and classes % 2 == 0:
+            raise ValueError(f"classes must be odd unless span is 360 degrees, not {classes}")
+        if not 1 < largest_scale < math.inf or not 0 < largest_shift < math.inf:
+            raise ValueError(
+                f"largest_scale must be above 1 and largest_shift above 0, not {largest_scale} and {largest_shift}"
+            )
+        self.classes, self.num_params = classes, classes + 3
+        self.step = math.radians(span) / (classes if self.periodic else classes - 1)
+        self.largest_scale, self.largest_shift = largest_scale, largest_shift
+        angles = (torch.arange(classes, dtype=torch.float64) - classes // 2) * self.step
+        self.angles: Tensor
+        self.register_buffer("angles", angles.to(torch.get_default_dtype()), persistent=False)
+
+    def identity(self) -> Tensor:
+        return torch.cat((2 * self.angles.cos(), torch.zeros(3)))
+
+    def parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the angles (N, classes), log2 of the scale (N, 1), and shift (N, 2) in half-widths."""
+        scale, shift = theta[:, self.classes : -2].tanh(), theta[:, -2:].tanh()
+        return theta[:, : self.classes], scale * math.log2(self.largest_scale), shift * self.largest_shift
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        scores, scale, shift = self.parts(theta)
+        angle = self.rotation(scores)
+        cos, sin = scale[:, 0].exp2() * angle.cos(), scale[:, 0].exp2() * angle.sin()
+        return matrices([[cos, -sin, shift[:, 0]], [sin, cos, shift[:, 1]]])
+
+    def rotation(self, scores: Tensor) -> Tensor:
+        """The angle (N,) in radians of the scores (N, classes)."""
+        best, offset = scores.argmax(dim=1, keepdim=True), torch.arange(-1, 2, device=scores.device)
+        near = best + offset
+        shares = scores.gather(1, near % self.classes)
+        if not self.periodic:  # the two ends are no neighbours
+            shares = shares.masked_fill((near < 0) | (near >= self.classes), -torch.inf)
+        turned = (shares.softmax(dim=1) * offset).sum(dim=1) * self.step
+        return self.angles.to(scores)[best[:, 0]] + turned
+
+    def pose_loss(self, theta: Tensor, figure: Tensor) -> Tensor:
+        """Cross-entropy of the angle, plus the distance in log2 of the scale and in half-widths of the shift."""
+        scores, scale, shift = self.parts(theta)
+        truth = decompose(lambda _, points: figure, theta, math.isqrt(figure.shape[1]))
+        angle = F.cross_entropy(scores, self.shares(truth["rotation"]), reduction="none")
+        found = torch.cat((scale, shift), dim=1)
+        wanted = torch.stack((truth["scale"].log2(), truth["shift_x"], truth["shift_y"]), dim=1)
+        return angle + 5 * F.smooth_l1_loss(found, wanted, beta=0.1, reduction="none").sum(dim=1)
+
+    def shares(self, rotation: Tensor) -> Tensor:
+        """The share of each class in rotations (N,) in radians: (N, classes), divided between the two nearest."""
+        place = rotation / self.step + self.classes // 2
+        if not self.periodic:
+            place = place.clamp(0, self.classes - 1)
+        first, part = place.floor().long(), place - place.floor()
+        below, above = (F.one_hot((first + k) % self.classes, self.classes) for k in (0, 1))
+        return below * (1 - part)[:, None] + above * part[:, None]
+
+    def extra_repr(self) -> str:
+        return f"classes={self.classes}, step={math.degrees(self.step):g} degrees"
 
 
 class AffineExponential(MatrixWarp):

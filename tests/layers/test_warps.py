@@ -24,6 +24,7 @@ from stn.layers import (
     LogPolar,
     Projective,
     Rotation,
+    RotationClasses,
     Similarity,
     SpatialTransformer,
     ThinPlateSpline,
@@ -36,7 +37,15 @@ from stn.layers import (
 from stn.layers.warps import MatrixGroup, jacobian, lattice_points
 
 GROUPS: list[Callable[[], MatrixGroup]] = [Translation, Rotation, Attention, Similarity, Affine, Projective]
-FAMILIES: list[Callable[[], Warp]] = [*GROUPS, AffineExponential, ThinPlateSpline, BSpline, Diffeomorphic, LogPolar]
+FAMILIES: list[Callable[[], Warp]] = [
+    *GROUPS,
+    AffineExponential,
+    ThinPlateSpline,
+    BSpline,
+    Diffeomorphic,
+    LogPolar,
+    RotationClasses,
+]
 SEEDS = st.integers(0, 2**31)
 
 
@@ -381,6 +390,8 @@ def mirrored(warp: Warp, theta: Tensor) -> Tensor:
         return warp.parameters_of(mirror[:, None] * warp.matrix(theta) * mirror)
     if isinstance(warp, AffineExponential):
         return theta * torch.tensor([1.0, -1, -1, -1, 1, 1])
+    if isinstance(warp, RotationClasses):
+        return torch.cat((theta[:, :-3].flip(1), theta[:, -3:] * torch.tensor([1.0, -1, 1])), dim=1)
     assert isinstance(warp, (ThinPlateSpline, BSpline, Diffeomorphic))
     lattice = theta.unflatten(1, (warp.size, warp.size, 2))
     return (lattice.flip(2) * torch.tensor([-1.0, 1.0])).flatten(1)
@@ -443,3 +454,55 @@ def test_other_shapes_are_named(theta: Tensor, points: Tensor, said: str) -> Non
 def test_what_cannot_be_a_warp_is_named(make: Callable[[], Warp], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.parametrize(("classes", "span"), [(25, 180.0), (24, 360.0), (25, 360.0)])
+def test_rotation_classes_find_the_angle_between_two_classes(classes: int, span: float) -> None:
+    warp = RotationClasses(classes, span)
+    angle = torch.linspace(-span / 2, span / 2, 101).deg2rad()
+    shares = warp.shares(angle)
+    assert torch.allclose(shares.sum(dim=1), torch.ones(101)) and ((shares > 0).sum(dim=1) <= 2).all()
+    theta = torch.cat((shares.clamp(min=1e-12).log(), torch.zeros(101, 3)), dim=1)
+    found = warp.decompose(theta)["rotation"]
+    assert ((found - angle).cos() > 1 - 1e-6).all()
+
+
+def test_a_rotation_between_two_far_classes_is_one_of_them() -> None:
+    warp = RotationClasses()
+    theta = warp.identity()[None].clone()
+    theta[0, :25] = 0
+    theta[0, [2, 14]] = torch.tensor([9.0, 10.0])  # -75 and 15 degrees
+    assert abs(float(warp.decompose(theta)["rotation"].rad2deg()) - 15) < 0.1
+
+
+@pytest.mark.parametrize(
+    "warp", [RotationClasses(), Affine(), ThinPlateSpline(3)], ids=lambda warp: type(warp).__name__
+)
+def test_the_pose_loss_is_least_at_the_truth(warp: Warp) -> None:
+    truth = torch.tensor([[0.6, -0.5, 0.1, 0.5, 0.6, -0.2], [0.9, 0.1, 0.0, -0.1, 0.9, 0.3]])
+    figure = Affine()(truth, lattice_points(4).float())
+    theta = warp.identity().repeat(2, 1).requires_grad_()
+    start = warp.pose_loss(theta, figure)
+    optimizer = torch.optim.Adam([theta], lr=0.05)
+    for _ in range(400):
+        optimizer.zero_grad()
+        warp.pose_loss(theta, figure).sum().backward()
+        optimizer.step()
+    assert start.shape == (2,)
+    error = (warp(theta, lattice_points(4).float()) - figure).norm(dim=-1)
+    assert error.max() < 0.03, error.max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": 24}, "classes must be odd unless span is 360 degrees, not 24"),
+        ({"classes": 1}, "classes must lie between 2 and 360"),
+        ({"span": 400}, "span between 0 and 360"),
+        ({"largest_scale": 1}, "largest_scale must be above 1"),
+        ({"largest_shift": 0}, "largest_shift above 0"),
+    ],
+)
+def test_rotation_classes_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RotationClasses(**options)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision.datasets.cifar as published
 
-from stn.data import CIFAR10DataModule
+from stn.data import CIFAR10DataModule, MNISTDataModule
 
 
 @pytest.fixture
@@ -72,3 +72,34 @@ def test_a_file_with_another_checksum_is_not_read(root: Path, monkeypatch: pytes
     monkeypatch.undo()  # the checksums are those of torchvision again
     with pytest.raises(RuntimeError, match="corrupted"):
         CIFAR10DataModule(root=str(root)).read(train=True)
+
+
+def write_idx(path: Path, content: np.ndarray) -> None:
+    """Writes a file of MNIST's format: the kind of number, the dimensions, the numbers."""
+    header = bytes([0, 0, 8, content.ndim]) + b"".join(int(size).to_bytes(4, "big") for size in content.shape)
+    path.write_bytes(header + content.astype(np.uint8).tobytes())
+
+
+def test_reads_mnist(tmp_path: Path) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, count in (("train", 30), ("t10k", 7)):
+        images = np.arange(count, dtype=np.uint8)[:, None, None] + np.zeros((count, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{name}-images-idx3-ubyte", images)
+        write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(count) % 10)
+    data = MNISTDataModule(root=str(tmp_path), channels=1, image_size=28, batch_size=4, validate_on="test")
+    data.prepare_data()
+    data.setup()
+    assert data.images["train"].shape == (30, 1, 28, 28) and data.images["train"][:, 0, 9, 9].tolist() == list(
+        range(30)
+    )
+    assert data.images["test"].dtype is torch.uint8 and data.labels["test"].tolist() == list(range(7))
+
+
+def test_without_mnists_files_it_says_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    with pytest.raises(OSError, match=r"MNIST is not in .*put the folder MNIST/raw there"):
+        MNISTDataModule(root=str(tmp_path), channels=1, image_size=28).prepare_data()
