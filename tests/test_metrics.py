@@ -65,7 +65,10 @@ def test_the_pose_error_of_a_shift_is_its_length_in_pixels(align_corners: bool) 
         metric.update(theta[part], truth[part], torch.zeros(10)[part])
     found = metric.compute()
     assert found["pose_error_pixels"].item() == pytest.approx(1.0, abs=1e-4)
-    assert found["corner_error_pixels"].item() == pytest.approx(0.0, abs=1e-4)  # the median of 0 and 2, as torch has it
+    metric.reset()
+    metric.update(theta[:5], figure_points().float().expand(5, -1, -1), torch.zeros(5))  # the figure fills the image
+    found = metric.compute()
+    assert found["corner_error_pixels"].item() == pytest.approx(0.0, abs=1e-4)
     assert found["angle_error_degrees"].item() == pytest.approx(0.0, abs=1e-3)
 
 
