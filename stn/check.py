@@ -1,6 +1,7 @@
 """Checks a composed config against the signatures of the code that it configures."""
 
 import inspect
+import math
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ TOP_LEVEL_KEYS = (
     "resume",
     "allow",
     "on_divergence",
+    "arm",
     "seed",
     "label_smoothing",
     "pose_weight",
@@ -31,7 +33,7 @@ TOP_LEVEL_KEYS = (
     "threads",
     "matmul_precision",
 )
-TTA = ("none", "mirror", "six")
+TTA = ("none", "mirror", "six", "turns")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
@@ -121,6 +123,10 @@ def _check_values(plain: dict[Any, Any]) -> None:
     allowed_packages(plain["allow"])
     if plain["tta"] not in (None, *TTA):
         raise InputError(f"tta={plain['tta']} must be null or one of {', '.join(TTA)}")
+    if not fits(plain["pose_weight"], float) or not 0 <= plain["pose_weight"] < math.inf:
+        raise InputError(f"pose_weight={plain['pose_weight']} must be a number, 0 or more")
+    if not fits(plain["arm"], str | None):
+        raise InputError(f"arm={plain['arm']} must be a name or null")
     if plain["compile"] not in (None, *COMPILE_MODES):
         raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE_MODES)}")
     cores = os.cpu_count() or 1

@@ -84,6 +84,30 @@ class Comparison:
             said = f"No row differs from {best.name} by more than the seeds explain"
         return said + (f"; of {listed(untested)} nothing can be told." if untested else ".")
 
+    def answer(self) -> str | None:
+        """One sentence on what the transformer gains, if the rows are arms of experiment=does_it_help."""
+        arms = {row.settings["arm"]: row for row in self.rows if "arm" in row.settings}
+        if not {"plain", "transformer"} <= arms.keys() or not self.by.endswith("accuracy"):
+            return None
+        plain, found = arms["plain"], arms["transformer"]
+
+        def points(row: Row, than: Row) -> str:
+            gain = 100 * (row.mean - than.mean)
+            p = compare(row.values, than.values)[1]
+            return f"{gain:+.1f} points" + ("" if p is None else f", p = {p:.2g}")
+
+        gain = 100 * (found.mean - plain.mean)
+        said = f"The transformer {'wins' if gain > 0 else 'loses'} {abs(gain):.1f}"
+        ceiling = arms.get("ceiling")
+        if ceiling and gain > 0 and ceiling.mean > plain.mean:
+            said += f" of the {100 * (ceiling.mean - plain.mean):.1f} points that undoing the true pose would give"
+        else:
+            said += " points"
+        said += f" ({points(found, plain)}, against the network without it"
+        others = [arm for arm in ("wider", "search", "labels") if arm in arms]
+        said += "".join(f"; {points(found, arms[arm])}, against the arm {arm!r}" for arm in others)
+        return said + ")."
+
     @property
     def metric(self) -> str:
         return self.by.replace("_", " ")

@@ -54,6 +54,8 @@ def print_report(comparison: Comparison, folder: Path) -> None:
         print(line)
     print(f"the table and the plot are in {os.path.relpath(folder)}")
     print(comparison.conclusion())
+    if answer := comparison.answer():
+        print(answer)
 
 
 def figures(row: Row) -> dict[str, Any]:
@@ -85,6 +87,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "not_counted": comparison.left_out,
         "notes": comparison.notes,
         "conclusion": comparison.conclusion(),
+        "answer": comparison.answer(),
     }
 
 
@@ -124,7 +127,8 @@ def markdown(comparison: Comparison) -> str:
         for some, figures in zip(settings, cells(comparison), strict=True)
     ]
     text = [f"# {comparison.metric.capitalize()}, best first", table(rows), *remarks(comparison)]
-    return "\n\n".join([*text, "![Mean, spread and seeds of each row](comparison.png)", comparison.conclusion()]) + "\n"
+    said = [comparison.conclusion(), *filter(None, [comparison.answer()])]
+    return "\n\n".join([*text, "![Mean, spread and seeds of each row](comparison.png)", *said]) + "\n"
 
 
 def draw(comparison: Comparison) -> Figure:

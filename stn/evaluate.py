@@ -20,7 +20,7 @@ class Options:
     split: Literal["test", "val", "train"] = field(
         default="test", metadata={"help": "test; val, which training held out; or train, without augmentation"}
     )
-    tta: Literal["none", "mirror", "six"] | None = field(
+    tta: Literal["none", "mirror", "six", "turns"] | None = field(
         default=None, metadata={"help": "views of each image: none, mirror or six; null: as the run was tested"}
     )
     sweep: str | list[str] | None = field(

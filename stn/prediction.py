@@ -13,7 +13,7 @@ from torch import Tensor
 from stn.classifier import Classifier
 from stn.errors import InputError
 from stn.figures import outlines
-from stn.layers import NotFiniteError, recording, transformers
+from stn.layers import NotFiniteError, SpatialTransformer, recording, transformers
 from stn.views import Crop, Picture, View, views_of
 
 Item = TypeVar("Item")
@@ -26,6 +26,8 @@ class Prediction:
     label, name, probability: of the most probable class.
     probabilities: of every class by its name, the most probable first.
     theta: θ (P,) of the first transformer, or None without one.
+    pose: where that transformer reads: rotation_degrees (clockwise), scale (below 1 it zooms in), and shift_x and
+        shift_y in half-widths of the part of the image that is seen; empty without one.
     outline: the border of the region that this transformer reads, (K, 2), (x, y) in [-1, 1] of the whole original,
         clockwise from the upper left corner of what is read.
     """
@@ -35,6 +37,7 @@ class Prediction:
     probability: float
     probabilities: dict[str, float] = field(repr=False)
     theta: Tensor | None = field(repr=False)
+    pose: dict[str, float] = field(repr=False)
     outline: Tensor | None = field(repr=False)
 
 
@@ -63,18 +66,30 @@ def predict_views(classifier: Classifier, views: Sequence[View]) -> list[Predict
         raise InputError("the network has diverged, its scores are not finite: give another checkpoint") from error
     thetas: Sequence[Tensor | None] = [None] * len(views)
     borders = thetas
+    poses: Sequence[dict[str, float]] = [{}] * len(views)
     if first := next(iter(transformers(classifier.net).items()), None):
         name, transformer = first
         theta = records[name][0].theta  # of the image itself, which comes first of the views that are scored
+        poses = poses_of(transformer, theta.float())
         thetas, borders = list(theta.cpu()), list(outlines(transformer, theta, *pixels.shape[2:]))
     classes = classifier.hparams["classes"]
     predictions = []
-    for view, row, theta_of, border in zip(views, probabilities, thetas, borders, strict=True):
+    for view, row, theta_of, pose, border in zip(views, probabilities, thetas, poses, borders, strict=True):
         values, order = (found.tolist() for found in row.sort(descending=True, stable=True))
         named = dict(zip((classes[label] for label in order), values, strict=True))
         outline = None if border is None else view.to_original(border)
-        predictions.append(Prediction(order[0], classes[order[0]], values[0], named, theta_of, outline))
+        predictions.append(Prediction(order[0], classes[order[0]], values[0], named, theta_of, pose, outline))
     return predictions
+
+
+def poses_of(transformer: SpatialTransformer, theta: Tensor) -> list[dict[str, float]]:
+    """Rotation, scale and shift of each θ (N, P), see `Prediction.pose`."""
+    parts = transformer.decompose(theta)
+    columns = {
+        "rotation_degrees": parts["rotation"].rad2deg(),
+        **{name: parts[name] for name in ("scale", "shift_x", "shift_y")},
+    }
+    return [dict(zip(columns, row, strict=True)) for row in torch.stack(list(columns.values()), dim=1).cpu().tolist()]
 
 
 def in_batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:

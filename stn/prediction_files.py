@@ -41,7 +41,7 @@ class Found:
     """What was found in files.
 
     rows: for each file that was read, its path as "file", its most probable classes as "probabilities", by their
-        names, and its "picture" within the output's folder, if it has one.
+        names, its "pose", see `Prediction`, and its "picture" within the output's folder, if it has one.
     broken: why the other files could not be read. overview: the first readings.
     """
 
@@ -93,7 +93,7 @@ def predict_files(
                 predictions = predict_views(run.classifier, [view for _, view, _ in batch])
                 for (path, _, _), prediction in zip(batch, predictions, strict=True):
                     top = dict(islice(prediction.probabilities.items(), topk))
-                    found.rows.append({"file": path, "probabilities": top})
+                    found.rows.append({"file": path, "probabilities": top, "pose": prediction.pose})
                 if pictures:
                     draw(found, folder, readings_of(run, batch, predictions), len(str(len(files))))
         finally:
@@ -170,10 +170,11 @@ def write_tables(found: Found, folder: Path, about: Mapping[str, Any], topk: int
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file, lineterminator="\n")
         later = [name for rank in range(2, topk + 1) for name in (f"class_{rank}", f"probability_{rank}")]
-        table.writerow(["file", "class", "probability", *later])
+        pose = list(found.rows[0]["pose"]) if found.rows else []
+        table.writerow(["file", "class", "probability", *later, *pose])
         for row in found.rows:
             named = [value for name, value in row["probabilities"].items() for value in (name, f"{value:.6f}")]
-            table.writerow([row["file"], *named])
+            table.writerow([row["file"], *named, *(f"{value:.4f}" for value in row["pose"].values())])
 
 
 def show(found: Found, folder: Path, others: int) -> None:

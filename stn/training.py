@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from stn.check import check
 from stn.classifier import Classifier
 from stn.cli import print_table, rank, say
 from stn.config import save, write
+from stn.data.resident import ResidentDataModule
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.hyperparameters import hyperparameters, varied
-from stn.layers import NotFiniteError
+from stn.layers import NotFiniteError, share_left, transformers
 from stn.process import LockedError, locked, prepare_process, warn_of_threads
 from stn.provenance import provenance
 from stn.resuming import continue_loggers, continue_runs, last_checkpoint, purge_events
@@ -41,6 +43,7 @@ from stn.tensorboard_logger import OrderedTensorBoardLogger
 
 # What a run and the commands that open it write into its folder, besides single files.
 FOLDERS = ("checkpoints", "figures", "projector", "wandb", "evaluation", "predictions", "export")
+LARGEST_SHARE_LEFT = 0.5  # of a distortion by the warp that shall learn to undo it
 RESTARTS = 3  # after divergence, each with half the learning rate
 
 
@@ -145,6 +148,7 @@ def fit(
         say(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
         warn_of_threads(trainer.strategy.root_device)
     read_data(data, "fit", "test")
+    check_poses(config, data, classifier)
     classifier.data_digest = data.digest
     if state and state["stn"].get("data", data.digest) != data.digest:
         raise InputError(f"the training data are not those that {checkpoint} was trained on: it cannot be resumed")
@@ -180,6 +184,25 @@ def fit(
             raise
         raise InputError(f"{checkpoint} does not hold the state of a run of this config: {error}") from error
     return trainer, classifier, found[0] if found else None
+
+
+def check_poses(config: DictConfig, data: ResidentDataModule, classifier: Classifier) -> None:
+    """Raises InputError if poses cannot be learned as `pose_weight` asks for."""
+    if not config.pose_weight:
+        return
+    said = f"pose_weight={config.pose_weight}"
+    first = next(iter(transformers(classifier.net).values()), None)
+    if first is None:
+        raise InputError(f"{said} needs a transformer: set model.placement=input, or leave it out")
+    *_, figures = next(iter(data.train_dataloader()))
+    if figures.ndim != 3:
+        raise InputError(f"{said} needs images whose poses are known: set data/distortion=rts, or data=shapes")
+    left = share_left(deepcopy(first.warp).cpu(), figures[:64].cpu())
+    if left > LARGEST_SHARE_LEFT:
+        raise InputError(
+            f"{said}: {type(first.warp).__name__} leaves {left:.0%} of the distortion of these images: choose another "
+            "model/warp, such as similarity, or another data/distortion"
+        )
 
 
 def make_folder(folder: Path, overwrite: bool) -> None:

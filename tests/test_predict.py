@@ -219,11 +219,15 @@ def test_the_outline_lies_on_the_whole_original(crop: Any, box: tuple[float, ...
     for given in (original, torch.zeros(1, 3, 100, 200)):
         (found,) = run.predict(given, crop=crop)
         assert found.theta is not None and found.outline is not None
+        assert found.pose == pytest.approx(
+            {"rotation_degrees": 0, "scale": 0.5, "shift_x": 0.25, "shift_y": -0.25}, abs=1e-5
+        )
         corners = (found.outline[:96:24] + 1) / 2 * torch.tensor([200, 100])
         left, top, right, bottom = box
         expected = torch.tensor([[left, top], [right, top], [right, bottom], [left, bottom]])
         torch.testing.assert_close(corners, expected)
     predict_files(run, [str(tmp_path / "wide.png")], tmp_path, {}, 4, crop, 1, True)
+    assert float(rows(tmp_path)["wide.png"]["scale"]) == 0.5 and float(rows(tmp_path)["wide.png"]["shift_y"]) == -0.25
     with Image.open(tmp_path / "pictures" / "1_wide.png") as picture:
         left_half = np.asarray(picture)[:, : picture.width // 2].astype(int)
     coloured = np.argwhere(np.ptp(left_half, axis=2) > 100)

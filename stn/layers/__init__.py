@@ -1,7 +1,7 @@
 """The spatial transformer as a layer: localization -> warp -> sampling. Needs torch alone."""
 
 from stn.layers.localization import ConvLocalization, FeatureLocalization, PoseLocalization
-from stn.layers.pose import CORNERS, corners, distance_to_truth, figure_points, pose_error
+from stn.layers.pose import CORNERS, corners, distance_to_truth, figure_points, pose_error, share_left
 from stn.layers.recording import ThetaRecord, recording, thetas, transformers
 from stn.layers.sampling import pixel_centres, sample
 from stn.layers.transformer import NotFiniteError, Parallel, SpatialTransformer
@@ -50,6 +50,7 @@ __all__ = [
     "pose_error",
     "recording",
     "sample",
+    "share_left",
     "thetas",
     "transformers",
 ]

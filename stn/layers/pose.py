@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stn.layers.warps import decompose, jacobian, lattice_points
+from stn.layers.warps import Warp, decompose, jacobian, lattice_points
 
 FARTHEST = 4.0  # half-widths from the centre of the output: corners are searched up to here
 
@@ -43,6 +43,25 @@ def distance_to_truth(
     true_angle = decompose(lambda _, points: figure, theta, FIGURE_SIDE)["rotation"]
     turn = (angle - true_angle + math.pi).remainder(2 * math.pi) - math.pi
     return corner, turn.abs().rad2deg()
+
+
+def share_left(warp: Warp, figure: Tensor) -> float:
+    """The share of the distance to the true poses that a family of warps cannot undo, from 0 to 1.
+
+    figure (N, 16, 2): where in the input the `figure_points` are. θ is fitted to each by gradient descent.
+    """
+    upright = figure_points().to(figure)
+    theta = warp.identity().to(figure).repeat(len(figure), 1).requires_grad_()
+    optimizer = torch.optim.Adam([theta], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200)
+    with torch.enable_grad():
+        for _ in range(200):
+            optimizer.zero_grad()
+            warp.pose_loss(theta, figure).sum().backward()
+            optimizer.step()
+            schedule.step()
+    left = (warp(theta.detach(), upright) - figure).norm(dim=-1).mean()
+    return min(1.0, float(left / (upright - figure).norm(dim=-1).mean().clamp(min=1e-6)))
 
 
 def pose_error(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stn.layers import ConvLocalization
+from stn.layers import ConvLocalization, PoseLocalization
 from stn.layers.localization import CellMeans
 
 
@@ -31,3 +31,13 @@ def test_too_small_images_and_uneven_lists_are_named() -> None:
 def test_means_of_parts_are_adaptive_pooling(height: int, width: int) -> None:
     features = torch.randn(2, 3, height, width)
     torch.testing.assert_close(CellMeans(4)(features), torch.nn.AdaptiveAvgPool2d(4)(features))
+
+
+def test_a_pose_localization_takes_any_size_and_names_what_is_wrong() -> None:
+    localization = PoseLocalization([4, 6], in_channels=2, image_size=20, shrink=2, cells=3)
+    for size in (20, 33):
+        assert localization(torch.rand(3, 2, size, size)).shape == (3, localization.out_features) == (3, 54)
+    with pytest.raises(ValueError, match="image_size 8 is too small for 3 stages and shrink 2"):
+        PoseLocalization(image_size=8, shrink=2)
+    with pytest.raises(ValueError, match=r"widths \[0\].*must be 1 or more"):
+        PoseLocalization([0])

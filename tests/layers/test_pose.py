@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stn import Affine, Projective, Rotation, Similarity, ThinPlateSpline, Translation, Warp, pose_error
-from stn.layers import corners
+from stn import Affine, Attention, Projective, Rotation, Similarity, ThinPlateSpline, Translation, Warp, pose_error
+from stn.layers import RotationClasses, corners, figure_points, share_left
 from stn.layers.warps import lattice_points
 
 
@@ -55,3 +55,22 @@ def test_a_transformer_that_does_nothing_is_as_far_off_as_the_poses_are_spread()
     error = pose_error(Rotation(), torch.zeros(2, 1), truth, torch.zeros(2), 32, 32)
     # Either corner lies a half-diagonal times sin(0.5) beside the mean of both.
     torch.testing.assert_close(error, torch.full((2,), 16 * 2**0.5 * math.sin(0.5)))
+
+
+@pytest.mark.parametrize(
+    ("warp", "low", "high"),
+    [
+        (Similarity(), 0.0, 0.02),
+        (RotationClasses(), 0.0, 0.1),
+        (Affine(), 0.0, 0.02),
+        (Rotation(), 0.1, 0.5),
+        (Attention(), 0.5, 1.0),
+        (Translation(), 0.8, 1.0),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_a_family_that_cannot_undo_a_similarity_is_known(warp: Warp, low: float, high: float) -> None:
+    draw = torch.rand(4, 40)
+    angle, scale = (2 * draw[0] - 1) * 1.5, 0.7 + 0.5 * draw[1]
+    truth = torch.stack((scale * angle.cos(), scale * angle.sin(), *(0.4 * draw[2:] - 0.2)), dim=1)
+    assert low <= share_left(warp, Similarity()(truth, figure_points().float())) <= high

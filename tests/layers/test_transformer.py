@@ -440,3 +440,24 @@ def test_images_and_theta_that_are_not_finite_do_no_harm(family: Callable[[], Wa
         theta = torch.full((4, transformer.warp.num_params), bad)
         grid = transformer.grid(theta, 8, 8)
         assert grid.isfinite().all(), bad
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_share_of_the_gradient_that_reaches_theta(share: float) -> None:
+    image = torch.rand(3, 1, 12, 12)
+    gradients = {}
+    for value in (1.0, share):
+        torch.manual_seed(1)
+        localization = ConvLocalization([4], [3], 8, in_channels=1, image_size=12)
+        transformer = SpatialTransformer(localization, classifier_gradient=value)
+        warped, theta = transformer(image, return_theta=True)
+        (warped.square().sum() + theta[:, 0].sum()).backward()  # a loss of what is read, and one of θ itself
+        assert transformer.head.bias.grad is not None
+        gradients[value] = transformer.head.bias.grad.clone()
+    own = torch.tensor([3.0, 0, 0, 0, 0, 0])
+    torch.testing.assert_close(gradients[share], own + share * (gradients[1.0] - own))
+
+
+def test_a_share_of_the_gradient_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="classifier_gradient must lie between 0 and 1, not 2"):
+        SpatialTransformer(ConvLocalization(), classifier_gradient=2)
