@@ -36,10 +36,12 @@ def shown_values(values: Sequence[Any]) -> list[str]:
 
 
 def telling_keys(keys: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
-    """The fewest keys, or nearly so, that tell all groups apart; two at most are all taken.
+    """The fewest keys, or nearly so, that tell all groups apart; two at most are all taken, and an arm alone if it can.
 
     groups: the values of the keys of each. Names of classes go first.
     """
+    if "arm" in keys and len({group[keys.index("arm")] for group in groups}) == len(groups):
+        return ["arm"]
     if len(keys) <= 2:
         return list(keys)
     chosen: list[int] = []

@@ -18,7 +18,7 @@ from stn.config import compose, config_folder
 from stn.results import table
 
 PAGE = Path("docs/configuration.md")
-NESTED = ("model/localization", "model/warp")
+NESTED = ("data/distortion", "data/test_distortion", "model/localization", "model/warp")
 HEAD = """# Configuration
 
 Made by `python -m stn.record` from the comments in `conf/` and the docstrings of the code.
@@ -59,7 +59,8 @@ def reference() -> str:
         chosen = f", by default `{defaults[group]}`" if group in defaults else ""
         parts += [f"\n## `{group}`{chosen}\n", choices(group), "", keys(group)]
     parts += ["\n## `experiment`\n", "Settings of all groups. Others can be added: `experiment=demo seed=1`.\n"]
-    return re.sub(r"<(\w+)>", r"\<\1>", "\n".join([*parts, experiments()])) + "\n"  # else they would be HTML
+    parts += [presets("experiment"), "\n## `arm`\n", "Networks to compare, of `experiment=does_it_help`.\n"]
+    return re.sub(r"<(\w+)>", r"\<\1>", "\n".join([*parts, presets("arm")])) + "\n"  # else they would be HTML
 
 
 def run_keys() -> str:
@@ -80,19 +81,21 @@ def choices(group: str) -> str:
     return table([row[:2] for row in rows] if without else rows)
 
 
-def experiments() -> str:
-    """The table of the experiments, with what each sets."""
+def presets(group: str) -> str:
+    """The table of a group whose choices set keys of all groups, with what each sets."""
     rows = [("choice", "what it is", "what it sets")]
-    for name in names("experiment"):
-        content = read(f"experiment/{name}.yaml")
+    for name in names(group):
+        content = read(f"{group}/{name}.yaml")
         sets = []
-        for one in content.pop("defaults"):
+        for one in content.pop("defaults", ()):
+            if one == "_self_":
+                continue
             if isinstance(one, str):
                 sets.append(f"as `{one}`, and")
             else:
                 sets += [f"`{group.removeprefix('override /')}={choice}`" for group, choice in one.items()]
         sets += [f"`{key}={shown(value)}`" for key, value, _ in leaves(content)]
-        rows.append((f"`{name}`", description(f"experiment/{name}.yaml"), " ".join(sets)))
+        rows.append((f"`{name}`", description(f"{group}/{name}.yaml"), " ".join(sets)))
     return table(rows)
 
 
@@ -130,8 +133,8 @@ def names(group: str) -> list[str]:
 def chosen(group: str, choice: str) -> dict[str, Any]:
     """The part of a config that a choice makes, without the values of ${…}."""
     config = compose([f"{group}={choice}"])
-    found: Any = OmegaConf.to_container(OmegaConf.select(config, group.replace("/", ".")))
-    return dict(found)
+    found = OmegaConf.select(config, group.replace("/", "."))
+    return dict(OmegaConf.to_container(found)) if found is not None else {}  # type: ignore[arg-type]
 
 
 def leaves(node: Mapping[str, Any], path: str = "", owner: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -137,6 +137,31 @@ def test_classes_of_the_same_name_are_told_apart(write: Write) -> None:
     assert [row.name for row in compared("a", "b").rows] == ["warp=stn.layers.Affine", "warp=mine.Affine"]
 
 
+def test_arms_name_the_rows_and_give_an_answer(write: Write) -> None:
+    accuracies = {"plain": (0.70, 0.71, 0.72), "transformer": (0.80, 0.81, 0.83), "ceiling": (0.84, 0.85, 0.86)}
+    for arm, values in accuracies.items():
+        for seed, value in enumerate(values):
+            keys = {"arm": arm, "seed": seed, "model.placement": "input" if arm == "transformer" else "none"}
+            write(f"{arm}{seed}", keys, test_accuracy=value)
+    found = compared("*")
+    assert [row.name for row in found.rows] == ["arm=ceiling", "arm=transformer", "arm=plain"]
+    p = stats.ttest_rel((0.80, 0.81, 0.83), (0.70, 0.71, 0.72)).pvalue
+    answer = found.answer()
+    assert answer is not None and answer in markdown(found)
+    assert answer.startswith("The transformer wins 10.3 of the 14.0 points that undoing the true pose would give ")
+    assert f"(+10.3 points, p = {p:.2g}, against the network without it)" in answer
+
+
+def test_an_answer_needs_both_arms(write: Write) -> None:
+    write("one", {"arm": "plain"}, test_accuracy=0.7)
+    write("two", {"arm": "wider"}, test_accuracy=0.8)
+    assert compared("*").answer() is None
+    write("three", {"arm": "transformer"}, test_accuracy=0.6)
+    assert str(compared("*").answer()).startswith(
+        "The transformer loses 10.0 points (-10.0 points, against the network"
+    )
+
+
 def test_the_correction_counts_all_rows(write: Write) -> None:
     for rate, accuracies in {0.1: (0.9, 0.91, 0.92), 0.2: (0.89, 0.915, 0.9), 0.3: (0.5, 0.54, 0.6)}.items():
         for seed, accuracy in enumerate(accuracies):

@@ -25,9 +25,9 @@ GROUPS = {
     for group in Path(config_folder()).iterdir()
     if group.is_dir()
 }
-LOCALIZATIONS, WARPS = (
-    sorted(path.stem for path in (Path(config_folder()) / "model" / group).glob("*.yaml"))
-    for group in ("localization", "warp")
+LOCALIZATIONS, WARPS, DISTORTIONS, TEST_DISTORTIONS = (
+    sorted(path.stem for path in Path(config_folder(), group).glob("*.yaml"))
+    for group in ("model/localization", "model/warp", "data/distortion", "data/test_distortion")
 )
 PLACEMENTS = get_args(Placement)
 
@@ -41,13 +41,13 @@ HERE = {"default", "cpu", "mixed"}  # trainers that need nothing this machine ma
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group, names in GROUPS.items() for name in names])
 def test_every_choice_composes_and_fits_the_code(choice: str, composed: Compose) -> None:
-    config = composed(choice)
+    config = composed(choice, *["data/distortion=rts"] * (choice == "arm=ceiling"))
     if choice == "trainer=gpu" and not torch.cuda.is_available():
         with pytest.raises(InputError, match="torch finds no GPU here"):
             check(config)
     else:
         check(config)
-    if choice.startswith(("experiment", "model", "optimizer")):
+    if choice.startswith(("experiment", "arm", "model", "optimizer")):
         classifier_of(config)
 
 
@@ -59,15 +59,20 @@ def test_every_choice_composes_and_fits_the_code(choice: str, composed: Compose)
     + [f"callbacks={name}" for name in GROUPS["callbacks"]]
     + [f"logger={name}" for name in GROUPS["logger"]]
     + [f"experiment={name}" for name in GROUPS["experiment"]]
+    + [f"arm={name}" for name in GROUPS["arm"]]
     + [f"model.placement={name}" for name in PLACEMENTS]
     + [f"model/localization={name}" for name in LOCALIZATIONS]
-    + [f"model/warp={name}" for name in WARPS],
+    + [f"model/warp={name}" for name in WARPS]
+    + [f"data/distortion={name}" for name in DISTORTIONS]
+    + [f"data/test_distortion={name}" for name in TEST_DISTORTIONS if name != "clutter"],
 )
 def test_every_choice_trains(choice: str, composed: Compose, tmp_path: Path) -> None:
     if needed := {"logger=wandb": "wandb", "logger=mlflow": "sqlalchemy"}.get(choice):  # the extras of this project
         pytest.importorskip(needed)
     small = [value for value in TINY if value.partition("=")[0] != choice.partition("=")[0]]
-    if choice.startswith("experiment") or choice == "callbacks=growing":  # which needs a network for any size
+    if choice.startswith("arm"):
+        small.append("data/distortion=rts")
+    if choice.startswith(("experiment", "arm")) or choice == "callbacks=growing":  # which need a network for any size
         small = [value for value in small if not value.startswith("model=")]
     train(composed(*small, choice, "trainer.max_epochs=1"))
     assert (tmp_path / "run" / "metrics.json").is_file()
