@@ -73,6 +73,7 @@ def evaluate(
     prepare_process(config)
     trainer = build_trainer(config)
     data = read_data(run.data(config, trainer), STAGES[split])
+    data.fix(split)
     scorer = Scorer(run.classifier, trainer, tta or config.tta)
     batches = limited(list(data.eval_batches(split)), getattr(trainer, f"limit_{split}_batches"))
     show = sys.stdout.isatty()
