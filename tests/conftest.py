@@ -1,5 +1,6 @@
 """Ways to run the program: as a user types it, or inside the test's process."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -53,9 +54,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 
 
-# A server that has imported everything forks a process for each command: importing takes four seconds.
+# A server that has imported everything forks a process for each command: importing takes four seconds. The process
+# imports this file too, and so pytest and hypothesis.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["stn.training", "stn.evaluation_files", "stn.benchmark.train", "tensorboard"])
+ours = ["stn.training", "stn.evaluation_files", "stn.benchmark.train"]
+server.set_forkserver_preload([*ours, "torch.utils.tensorboard", "pytest", "hypothesis"])
 
 
 def started(
@@ -89,6 +92,7 @@ def command(tmp_path: Path) -> Command:
 
 def _run(verb: str, arguments: tuple[str, ...], folder: str, variables: dict[str, str]) -> None:
     """In the new process: what `python -m stn.<verb>` does, its output in files of the folder."""
+    gc.freeze()  # each collection would go through all that the server has imported, and copy its memory
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(folder)
