@@ -7,8 +7,11 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -90,6 +93,21 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
+def _fork_server(path: str, arguments: list[str], handles: list[int]) -> int:
+    """Forks the server of a sweep's jobs off this process, where a new Python would import everything once more."""
+    process = os.fork()
+    if process == 0:
+        for handle in set(range(3, 256)) - set(handles):
+            with suppress(OSError):
+                os.close(handle)
+        forkserver._forkserver._lock = threading.Lock()  # type: ignore[attr-defined]  # this one is held
+        try:
+            exec(arguments[-1])
+        finally:
+            os._exit(0)
+    return process
+
+
 def _run(verb: str, arguments: tuple[str, ...], folder: str, variables: dict[str, str]) -> None:
     """In the new process: what `python -m stn.<verb>` does, its output in files of the folder."""
     gc.freeze()  # each collection would go through all that the server has imported, and copy its memory
@@ -102,6 +120,9 @@ def _run(verb: str, arguments: tuple[str, ...], folder: str, variables: dict[str
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     torch.set_num_threads(1)
+    if "-m" in arguments:  # now, while this process is as clean as a new one
+        multiprocessing.util.spawnv_passfds = _fork_server  # type: ignore[attr-defined]
+        forkserver.ensure_running()
     sys.path[:0] = variables["PYTHONPATH"].split(":")
     sys.argv = ["", *arguments]
     try:
