@@ -1,13 +1,17 @@
 """Ways to run the program: as a user types it, or inside the test's process."""
 
+import gc
 import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -53,9 +57,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 
 
-# A server that has imported everything forks a process for each command: importing takes four seconds.
+# A server that has imported everything forks a process for each command: importing takes four seconds. The process
+# imports this file too, and so pytest and hypothesis.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["stn.training", "stn.evaluation_files", "stn.benchmark.train", "tensorboard"])
+ours = ["stn.training", "stn.evaluation_files", "stn.benchmark.train"]
+server.set_forkserver_preload([*ours, "torch.utils.tensorboard", "pytest", "hypothesis"])
 
 
 def started(
@@ -87,8 +93,24 @@ def command(tmp_path: Path) -> Command:
     return run
 
 
+def _fork_server(path: str, arguments: list[str], handles: list[int]) -> int:
+    """Forks the server of a sweep's jobs off this process, where a new Python would import everything once more."""
+    process = os.fork()
+    if process == 0:
+        for handle in set(range(3, 256)) - set(handles):
+            with suppress(OSError):
+                os.close(handle)
+        forkserver._forkserver._lock = threading.Lock()  # type: ignore[attr-defined]  # this one is held
+        try:
+            exec(arguments[-1])
+        finally:
+            os._exit(0)
+    return process
+
+
 def _run(verb: str, arguments: tuple[str, ...], folder: str, variables: dict[str, str]) -> None:
     """In the new process: what `python -m stn.<verb>` does, its output in files of the folder."""
+    gc.freeze()  # each collection would go through all that the server has imported, and copy its memory
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(folder)
@@ -98,6 +120,9 @@ def _run(verb: str, arguments: tuple[str, ...], folder: str, variables: dict[str
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     torch.set_num_threads(1)
+    if "-m" in arguments:  # now, while this process is as clean as a new one
+        multiprocessing.util.spawnv_passfds = _fork_server  # type: ignore[attr-defined]
+        forkserver.ensure_running()
     sys.path[:0] = variables["PYTHONPATH"].split(":")
     sys.argv = ["", *arguments]
     try:

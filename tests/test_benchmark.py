@@ -1,6 +1,7 @@
 """python -m stn.benchmark, on images small enough to be done at once."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import server, started
 
 from stn.benchmark import __main__ as benchmark
 from stn.benchmark import accuracy, data, export, layers, scaling, start, threads, train
@@ -56,6 +58,7 @@ def test_layers_leaves_a_table_its_figures_and_a_plot(
 
 SMALL = ["model=convnet_small", "data=shapes", "data.train_images=60", "data.test_images=20", "data.val_fraction=0.2"]
 SMALL += ["data.batch_size=20"]
+QUIET = ["callbacks=minimal", "logger=none"]
 
 
 CPU = torch.device("cpu")
@@ -63,10 +66,22 @@ ARMS = ["stn.train", "bare loop", "bare loop, no transformer"]
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every benchmark done at once."""
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every benchmark done at once, its processes forked by the server of the tests, which has imported everything."""
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: server)
+
+    def forked(arguments: list[str]) -> None:
+        if arguments[0] == "-c":
+            return exec(arguments[1], {})
+        assert arguments[0] == "-m"
+        (tmp_path / "start").mkdir(exist_ok=True)
+        process = started(tmp_path / "start", arguments[1].removeprefix("stn."), tuple(arguments[2:]))
+        process.join()
+        assert process.exitcode == 0
+
+    monkeypatch.setattr(start, "run", forked)
     monkeypatch.setattr("stn.benchmark.timing.SHORTEST", 1e-6)
-    cases = {"LeNet-5 STN": ["experiment=eva7_nemani", *SMALL], "default": SMALL}
+    cases = {"LeNet-5 STN": ["experiment=eva7_nemani", *SMALL, *QUIET], "default": SMALL}
     for module in (train, data, accuracy, threads):
         monkeypatch.setattr(module, "CASES", cases)
     monkeypatch.setattr(start, "interleaved", lambda arms, *_: {name: [timed(arms[name], 1, CPU)] for name in arms})
@@ -76,7 +91,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "TUTORIAL_IMAGES", 40)
     monkeypatch.setattr(data, "IMAGES", 500)
     monkeypatch.setattr(scaling, "GROWN", {"batch": (1024,), "transformers": (0,)})
-    monkeypatch.setattr(scaling, "START", scaling.Setting(batch=1024, images=1024, size=24))
+    monkeypatch.setattr(scaling, "START", scaling.Setting(batch=1024, images=1024, size=20))
 
 
 @pytest.mark.usefixtures("small")
@@ -108,6 +123,13 @@ def test_every_benchmark_leaves_its_rows_and_a_plot(
     assert [row[column] for row in rows] == expected
     assert all(row.get("images/s", row.get("seconds")) > 0 for row in rows)
     assert (folder / f"{arguments[0]}.png").stat().st_size > 10_000
+
+
+def test_a_start_is_that_of_a_python_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    start.run(["-c", "import sys; assert 'torch' not in sys.modules; print('not shown')"])
+    assert not capfd.readouterr().out
+    with pytest.raises(subprocess.CalledProcessError):
+        start.run(["-c", "raise SystemExit(1)"])
 
 
 @pytest.mark.usefixtures("small")
@@ -215,7 +237,7 @@ def test_a_run_that_is_never_validated_is_named() -> None:
 @pytest.mark.usefixtures("small")
 def test_epochs_without_validation_reach_no_goal() -> None:
     every_other = ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=5"]
-    with train.composed([*SMALL, *every_other]) as config:
+    with train.composed([*SMALL, *QUIET, *every_other]) as config:
         assert len(accuracy.run(config)[0]) == 2
 
 

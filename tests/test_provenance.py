@@ -2,16 +2,15 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from conftest import ROOT, TINY, environment
+from conftest import ROOT, TINY, Command
 
 
-def test_a_run_keeps_command_commit_machine_and_versions(tmp_path: Path) -> None:
+def test_a_run_keeps_command_commit_machine_and_versions(command: Command, tmp_path: Path) -> None:
     settings = [*TINY, "callbacks=minimal", "callbacks.progress=null", "logger=none", "hydra.run.dir=a run"]
-    subprocess.run([sys.executable, "-m", "stn.train", *settings], cwd=tmp_path, env=environment(), check=True)
+    assert command(*settings).returncode == 0
     found = json.loads((tmp_path / "a run" / "environment.json").read_text())
     assert found["command"] == "python -m stn.train " + " ".join([*settings[:-1], "'hydra.run.dir=a run'"])
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, environment
+from conftest import ROOT, TINY, Command
 from omegaconf import DictConfig
 
 from stn.benchmark import page as speed_page
@@ -79,15 +77,14 @@ def test_a_change_is_compared_with_the_same_seeds() -> None:
     assert "| `tta=none` | 81.00% (80.00% to 82.00%) | 91.00% (90.00% to 92.00%) | 2 |" in found
 
 
-def test_the_command_makes_the_pages(folder: Path) -> None:
+def test_the_command_makes_the_pages(folder: Path, command: Command) -> None:
     for name in ("results", "docs"):
         (folder.parent / name).mkdir()
     shutil.copy(ROOT / "results" / "published.json", folder.parent / "results")
     shutil.copy(ROOT / "results" / "published_logs.csv", folder.parent / "results")
     shutil.copy(ROOT / "README.md", folder.parent)
     shutil.copy(ROOT / "docs" / "speed.md", folder.parent / "docs")
-    command = [sys.executable, "-m", "stn.record", "run"]
-    found = subprocess.run(command, cwd=folder.parent, env=environment(), capture_output=True, text=True)
+    found = command("run", verb="record")
     assert (found.returncode, found.stdout) == (0, "results/demo/0.json\n"), found.stderr
     accuracy = json.loads((folder / "metrics.json").read_text())["test_accuracy"]
     for name in ("docs/results.md", "README.md"):

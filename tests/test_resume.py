@@ -101,16 +101,32 @@ def assert_same_events(one: Path, other: Path) -> None:
     assert tags[0] == tags[1]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], Path]:
+    """Gives a run of some settings that was not interrupted, which is trained once."""
+    runs: dict[str, Path] = {}
+
+    def trained(settings: list[str]) -> Path:
+        name = " ".join(settings)
+        if name not in runs:
+            runs[name] = tmp_path_factory.mktemp("whole") / "run"
+            train(compose(settings, runs[name]))
+        return runs[name]
+
+    return trained
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(recipe: list[str], tmp_path: Path) -> None:
-    train(compose([*SMALL, *recipe], tmp_path / "whole"))
+def test_a_resumed_run_ends_as_one_that_was_not_interrupted(
+    recipe: list[str], whole: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
     folder = interrupted([*SMALL, *recipe], tmp_path / "interrupted")
     config, checkpoint = resumed(str(folder))
     metrics = train(config, checkpoint=checkpoint)
     assert metrics["epochs"] == 4 and metrics["images_per_second"] == pytest.approx(
         40 * 4 / metrics["seconds"], rel=0.01
     )
-    assert_same_run(tmp_path / "whole", folder)
+    assert_same_run(whole([*SMALL, *recipe]), folder)
 
 
 def wait_for(path: Path, program: BaseProcess) -> None:
@@ -121,7 +137,9 @@ def wait_for(path: Path, program: BaseProcess) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.25])
-def test_a_killed_run_is_resumed(delay: float, command: Command, tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed(
+    delay: float, command: Command, whole: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
     """SIGKILL within the second epoch, so many seconds after the first."""
     recipe = [*SMALL, *RECIPES["AdamW, dropout"], "data.train_images=600", "trainer.log_every_n_steps=10"]
     program = started(tmp_path, "train", (*recipe, "hydra.run.dir=killed"))
@@ -132,8 +150,7 @@ def test_a_killed_run_is_resumed(delay: float, command: Command, tmp_path: Path)
     found = command("resume=killed")
     assert found.returncode == 0, found.stderr
     assert not list((tmp_path / "outputs").glob("*")), "a folder of its own"
-    assert command(*recipe, "hydra.run.dir=whole").returncode == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert_same_run(whole(recipe), tmp_path / "killed")
 
 
 def test_sigterm_ends_in_order_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
@@ -256,22 +273,22 @@ class InterruptTest(pl.Callback):
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_a_run_that_was_interrupted_in_its_test_is_tested(recipe: list[str], tmp_path: Path) -> None:
-    train(compose([*SMALL, *recipe], tmp_path / "whole"))
+def test_a_run_that_was_interrupted_in_its_test_is_tested(
+    recipe: list[str], whole: Callable[[list[str]], Path], tmp_path: Path
+) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(compose([*SMALL, *recipe], tmp_path / "run"), [InterruptTest()])
     config, checkpoint = resumed(str(tmp_path / "run"))
     assert train(config, checkpoint=checkpoint)["test_accuracy"] >= 0
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(whole([*SMALL, *recipe]), tmp_path / "run")
     with pytest.raises(InputError, match="is finished after 4 epochs"):
         resumed(str(tmp_path / "run"))
 
 
 def test_what_a_kill_between_checkpoint_and_log_loses_is_logged_on_resuming(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Callable[[list[str]], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = [*SMALL, *RECIPES["AdamW, dropout"]]
-    train(compose(recipe, tmp_path / "whole"))
     saving = DurableCheckpointIO.save_checkpoint
 
     def killed(self: DurableCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -284,7 +301,7 @@ def test_what_a_kill_between_checkpoint_and_log_loses_is_logged_on_resuming(
         train(compose(recipe, tmp_path / "run"))
     config, checkpoint = resumed(str(tmp_path / "run"))
     train(config, checkpoint=checkpoint)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(whole(recipe), tmp_path / "run")
 
 
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(folder: Path, stopped: Path) -> None:

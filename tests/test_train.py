@@ -2,11 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TINY, Command, environment
+from conftest import ROOT, TINY, Command, started
 from omegaconf import DictConfig
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -184,22 +183,16 @@ def test_a_failing_job_says_so_at_once_and_the_sweep_goes_on(command: Command, t
 
 
 def test_ctrl_c_ends_in_order_and_keeps_what_there_is(tmp_path: Path) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-m", "stn.train", *TINY, "trainer.max_epochs=100000", "hydra.run.dir=run"],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )
+    program = started(tmp_path, "train", (*TINY, "trainer.max_epochs=100000", "hydra.run.dir=run"))
     third = tmp_path / "run" / "figures" / "warps" / "transformer_epoch_003.png"
     patience = time.monotonic() + 120
     while not third.exists() and time.monotonic() < patience:
         time.sleep(0.1)
-    program.send_signal(signal.SIGINT)
-    said, _ = program.communicate(timeout=120)
-    assert program.returncode == 130, said
+    assert program.pid
+    os.kill(program.pid, signal.SIGINT)
+    program.join(120)
+    said = (tmp_path / ".stdout").read_text() + (tmp_path / ".stderr").read_text()
+    assert program.exitcode == 130, said
     assert "Traceback" not in said and "stn.train: interrupted\n" in said
     metrics = figures(tmp_path / "run")
     assert 1 <= metrics["epochs"] < 100000 and "test_accuracy" not in metrics
