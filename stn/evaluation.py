@@ -1,5 +1,6 @@
 """Evaluates the network of a run on a split of its data, or of other data of the same classes."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from stn.classifier import TTA
 from stn.data.resident import ResidentDataModule
 from stn.errors import InputError, nearest
 from stn.figures import Reading, readings, to_picture
+from stn.layers.pose import FIGURE_SIDE
+from stn.layers.warps import decompose
 from stn.measures import measure, ratio
 from stn.metrics import PoseError, ThetaStatistics
 from stn.process import prepare_process
@@ -28,6 +31,7 @@ Split = Literal["test", "val", "train"]
 STAGES: dict[Split, str] = {"test": "test", "val": "fit", "train": "fit"}  # what must be read for a split
 MOST_MISTAKES = 1000
 EXAMPLES = 20  # of images
+ANGLES = range(-180, 181, 15)  # degrees
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,7 @@ def evaluate(
         "data": OmegaConf.to_container(config.data, resolve=True),
         **measured,
         "transformers": transformer_numbers(scorer, scored, data, split),
+        "accuracy_by_angle": accuracy_by_angle(scored, data.figures.get(split)),
         "sharpening": sharpening(scorer, scored),
         "robustness": {name: curve(scorer.scores, batches, name, show=show) for name in sweeps},
         "provenance": provenance(trainer.strategy.root_device),
@@ -135,6 +140,25 @@ def transformer_numbers(
             error.update(theta, data.figures[split][: len(theta)], scored.labels)
             values |= error.compute()
         found[name] = {key: ratio(value, 1) for key, value in values.items()}
+    return found
+
+
+def accuracy_by_angle(scored: Scored, figures: Tensor | None) -> list[dict[str, float]]:
+    """The accuracy among the images that are turned by about the same angle, see `ANGLES`; empty if poses are unknown.
+
+    figures (N, 16, 2): where in each image the `figure_points` are. from, to: in degrees, clockwise.
+    """
+    if figures is None:
+        return []
+    figures = figures[: len(scored.labels)].cpu()
+    degrees = decompose(lambda _, points: figures, figures[:, 0], FIGURE_SIDE)["rotation"].rad2deg()
+    right = (scored.scores.argmax(dim=1) == scored.labels).double()
+    found = []
+    for low, high in itertools.pairwise(ANGLES):
+        within = (degrees >= low) & (degrees < high)
+        if within.any():
+            row = {"from": low, "to": high, "images": int(within.sum()), "accuracy": right[within].mean().item()}
+            found.append(row)
     return found
 
 

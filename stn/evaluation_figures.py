@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from stn.evaluation import Evaluation
-from stn.figures import BLUE, GREY, VERMILION, Reading, draw_confusion, sheet, to_picture
+from stn.figures import BLUE, GREY, VERMILION, Reading, draw_angles, draw_confusion, sheet, to_picture
 from stn.robustness import SWEEPS
 
 
@@ -27,6 +27,8 @@ def draw(evaluation: Evaluation) -> dict[str, Figure | Image.Image]:
         title += f"the variance within a class is {numbers['sharpening']['ratio'] or 0:.2f} times that before"
         found = class_means(*evaluation.class_means, list(numbers["classes"]))
         pictures["class_means.png"] = sheet(found, title, ("before", "after"))
+    if len(numbers["accuracy_by_angle"]) > 1:
+        pictures["angle.png"] = draw_angles({"": [numbers["accuracy_by_angle"]]}, about)
     for name, curve in numbers["robustness"].items():
         pictures[f"robustness_{name}.png"] = draw_robustness(name, curve, about)
     return pictures

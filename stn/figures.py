@@ -1,10 +1,11 @@
 """Pictures in one style: what a transformer reads of images, and plots."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -196,6 +197,29 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], a
         axes.set_yticks(range(count), names, parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class", title=about)
     figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class", format=PercentFormatter(1, 0))
+    return figure
+
+
+def draw_angles(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], about: str) -> Figure:
+    """The accuracy among images that are turned by about the same angle, for each name the mean and range of its runs.
+
+    curves: rows with from, to (degrees) and accuracy, of each run of each name.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, runs), colour in zip(curves.items(), (BLUE, GREEN, VERMILION), strict=False):
+        middles = [(row["from"] + row["to"]) / 2 for row in runs[0]]
+        columns = list(zip(*([row["accuracy"] for row in run] for run in runs), strict=True))
+        axes.plot(middles, [fmean(column) for column in columns], "o-", color=colour, markersize=4, label=name)
+        axes.fill_between(
+            middles, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0
+        )
+    axes.set(xlabel="images turned clockwise (degrees)", ylabel="accuracy", title=about)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.xaxis.set_major_locator(MultipleLocator(30))
+    axes.grid(alpha=0.3)
+    if any(curves):
+        axes.legend()
     return figure
 
 

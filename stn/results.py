@@ -15,12 +15,14 @@ from omegaconf import OmegaConf
 
 from stn.csv_logger import read_rows
 from stn.errors import InputError
-from stn.figures import BLUE, VERMILION
+from stn.figures import BLUE, VERMILION, draw_angles
 from stn.run import read_config, read_metrics
+from stn.significance import compare
 from stn.training import write_json
 from stn.untrusted import read_json
 
 RESULTS, PAGE, README, PICTURE = Path("results"), Path("docs/results.md"), Path("README.md"), Path("docs/published.png")
+ANGLES = Path("docs/angle.png")
 MARKS = ("<!-- made from results/ by python -m stn.record -->", "<!-- end -->")
 # Settings that do not change what is trained, so they do not name an experiment.
 NEUTRAL = r"-m|--multirun|(data|data\.root|data\.cache|seed|threads|folder|overwrite|callbacks\.progress|hydra\..*)=.*"
@@ -49,6 +51,8 @@ def record(folder: Path) -> Path:
     name = experiment(environment["command"])
     path = RESULTS / name / f"{config.seed}.json"
     result = {"experiment": name, "seed": config.seed, **environment}
+    if (evaluation := folder / "evaluation" / "evaluation.json").is_file():
+        result["accuracy_by_angle"] = dict(read_json(evaluation))["accuracy_by_angle"]
     write_json(path, result | {"metrics": metrics, "config": settings, "curve": curve(folder)})
     return path
 
@@ -84,8 +88,9 @@ def make_pages() -> None:
     """Writes docs/results.md, its picture, and the table of README."""
     results = read_results()
     PAGE.write_text(page(results))
-    README.write_text(with_tables(README, accuracies(results)))
+    README.write_text(with_tables(README, f"{accuracies(results)}\n\n{distorted(results, fewest=3)}".strip()))
     draw_published(results).savefig(PICTURE, dpi=120)
+    draw_arms(results).savefig(ANGLES, dpi=120)
 
 
 def page(results: Mapping[str, Sequence[Result]]) -> str:
@@ -97,6 +102,11 @@ def page(results: Mapping[str, Sequence[Result]]) -> str:
         "All on CIFAR-10: the original images, but for 93 of the 60,000 (20 of them in the test set), which are "
         "JPEG-compressed. Where the shortest time has 1 thread, the machine did other work meanwhile.\n\n"
         f"## Accuracy\n\n{accuracies(results)}\n\n"
+        "## Where a transformer helps\n\n"
+        "`experiment=does_it_help`: each image is under a random warp, drawn anew for each batch and fixed in the test "
+        "set. Gains are in points over the arm `plain`, with p of a paired t-test where there are three seeds, or "
+        "more, and of Welch's otherwise. Errors of the pose are medians over the test set.\n\n"
+        f"{distorted(results)}\n\n"
         "## The five published systems\n\n"
         "As published, the test set is scored after every epoch, and the best epoch is picked on it.\n\n"
         f"{systems(results)}\n\n"
@@ -135,6 +145,74 @@ def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
             )
         )
     return table(rows)
+
+
+def distorted(results: Mapping[str, Sequence[Result]], fewest: int = 1) -> str:
+    """The table of the arms of experiment=does_it_help, by distortion and epochs; empty without any.
+
+    fewest: seeds of the arms plain and transformer, without which a distortion is left out.
+    """
+    groups: dict[tuple[str, int], dict[str, Sequence[Result]]] = defaultdict(dict)
+    for runs in results.values():
+        config = runs[0]["config"]
+        if config.get("arm") and config["data"].get("distortion"):
+            groups[warp_of(config["data"]["distortion"]), runs[0]["metrics"]["epochs"]][config["arm"]] = runs
+    rows: list[Sequence[str]] = [
+        ("images", "epochs", "arm", "test accuracy", "seeds", "gain", "p", "corners", "angle", "shortest time")
+    ]
+    for (warp, epochs), arms in groups.items():
+        if any(len(arms.get(arm, ())) < fewest for arm in ("plain", "transformer")):
+            continue
+        values = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in runs} for arm, runs in arms.items()}
+        for arm in sorted(arms, key=lambda arm: mean(values[arm].values())):
+            metrics = [run["metrics"] for run in arms[arm]]
+            gain, p = "", ""
+            if arm != "plain" and "plain" in arms:
+                gain = f"{100 * (mean(values[arm].values()) - mean(values['plain'].values())):+.1f}"
+                found = compare(values[arm], values["plain"])[1]
+                p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
+            errors = [
+                "" if key not in metrics[0] else f"{mean(one[key] for one in metrics):.1f} {unit}"
+                for key, unit in (
+                    ("test_transformer_corner_error_pixels", "px"),
+                    ("test_transformer_angle_error_degrees", "°"),
+                )
+            ]
+            accuracy = spread([one["test_accuracy"] for one in metrics])
+            time = f"{min(one['seconds'] for one in metrics):,.0f} s"
+            rows.append((warp, str(epochs), f"`{arm}`", accuracy, str(len(metrics)), gain, p, *errors, time))
+    return table(rows) if len(rows) > 1 else ""
+
+
+def draw_arms(results: Mapping[str, Sequence[Result]]) -> Figure:
+    """The accuracy against the angle of the image, of the arms of experiment=does_it_help as it is."""
+    arms = {
+        runs[0]["config"]["arm"]: [run["accuracy_by_angle"] for run in runs if run.get("accuracy_by_angle")]
+        for name, runs in results.items()
+        if re.fullmatch(r"does_it_help,arm=\w+", name)
+    }
+    return draw_angles({arm: arms[arm] for arm in ("transformer", "wider", "plain") if arms.get(arm)}, "test images")
+
+
+def warp_of(distortion: Mapping[str, Any]) -> str:
+    """What a distortion does to an image, in a few words."""
+    said = []
+    if distortion.get("rotation"):
+        said.append(f"turned ±{distortion['rotation']:g}°")
+    if distortion["scale"] != [1.0, 1.0]:
+        said.append("scaled {:g} to {:g}".format(*distortion["scale"]))
+    if distortion.get("aspect", 1) != 1 or distortion.get("shear"):
+        said.append("stretched, sheared")
+    if distortion.get("displacement"):
+        said.append(f"points displaced by {distortion['displacement']:g} px")
+    shift = distortion.get("shift", 0)
+    if shift != 0:
+        said.append("anywhere" if shift is None else f"shifted ±{shift / 2:.0%}")
+    if distortion["canvas"]:
+        said.append(f"on {distortion['canvas']} × {distortion['canvas']}")
+    if distortion.get("pieces"):
+        said.append(f"among {distortion['pieces']} pieces of others")
+    return ", ".join(said) or "upright"
 
 
 def systems(results: Mapping[str, Sequence[Result]]) -> str:

@@ -22,6 +22,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from stn.callbacks import progress_bar
+from stn.data.distortion import Distortion
 from stn.errors import InputError, require
 from stn.optimization import Optimization
 from stn.placement import build_network
@@ -39,6 +40,7 @@ CALLBACKS = ("model_checkpoint", "lr_monitor", "early_stopping", "model_summary"
 RUN: dict[str, type] = {
     **NETWORK,
     "stn.data": pl.LightningDataModule,
+    "stn.data.distortion": Distortion,
     "stn.callbacks": pl.Callback,
     **{f"pytorch_lightning.callbacks.{name}": pl.Callback for name in CALLBACKS},
     "stn.csv_logger": Logger,

@@ -280,6 +280,7 @@ def test_the_command_finds_what_the_run_found_and_writes_it(
     assert f"{metrics['test_transformer_pose_error_pixels']:.4g}" in found.stdout
     names = {path.name for path in (folder / "evaluation").iterdir()}
     pictures = {"confusion", "calibration", "mistakes", "class_means", "robustness_rotation", "robustness_scale"}
+    pictures.add("angle")  # of the poses, which are known
     assert names == {"evaluation.json", "evaluation.csv"} | {f"{name}.png" for name in pictures}
     numbers = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     assert numbers["accuracy"] == metrics["test_accuracy"]
@@ -293,6 +294,31 @@ def test_the_command_finds_what_the_run_found_and_writes_it(
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == list(numbers["classes"])
     assert [float(row["recall"]) for row in rows] == [one["recall"] for one in numbers["classes"].values()]
+
+
+def test_the_accuracy_by_angle_is_that_of_the_images_so_turned(trained: Path) -> None:
+    found = evaluated(trained).numbers
+    run = stn.Run.open(trained)
+    data = run.data(run.settings())
+    data.setup("test")
+    along = data.figures["test"][:, 3] - data.figures["test"][:, 0]  # the upper side of each figure
+    degrees = torch.atan2(along[:, 1], along[:, 0]).rad2deg()
+    right = run.classifier(data.images["test"]).argmax(dim=1) == data.labels["test"]
+    rows = found["accuracy_by_angle"]
+    assert sum(row["images"] for row in rows) == 20 and len(rows) > 3
+    for row in rows:
+        within = (degrees >= row["from"]) & (degrees < row["to"])
+        assert row["images"] == within.sum() and row["accuracy"] == pytest.approx(right[within].double().mean().item())
+    for name in ("pose_error_pixels", "corner_error_pixels", "angle_error_degrees"):
+        assert found["transformers"]["transformer"][name] > 0
+
+
+def test_a_training_set_is_distorted_once_for_an_evaluation(tmp_path: Path) -> None:
+    distorted = ("data/distortion=rts", "data.distortion.canvas=40", "callbacks.progress=null")
+    train(compose([*TINY, *distorted, "trainer.max_epochs=1"], tmp_path / "run"))
+    found = evaluated(tmp_path / "run", split="train").numbers
+    assert found["images"] == 48 and found["transformers"]["transformer"]["corner_error_pixels"] > 0
+    assert found["loss"] == evaluated(tmp_path / "run", split="train").numbers["loss"]
 
 
 @pytest.fixture

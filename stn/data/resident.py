@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from stn.data.batches import Augmentation, Batches
+from stn.data.decoding import check_memory
 from stn.data.distortion import Distortion
 
 LARGEST_SIDE, MOST_CHANNELS = 4096, 1024
@@ -164,6 +165,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         distortion, self.distortions[split] = self.distortions[split], None
         if distortion is None or split not in self.images:
             return
+        check_memory(len(self.images[split]), self.channels, distortion.side(self.image_size))
         generator = torch.Generator().manual_seed(1_000_003 * self.split_seed + len(split))
         figures = self.figures.get(split)
         known = itertools.repeat(None) if figures is None else figures.split(500)
