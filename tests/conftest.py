@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -37,6 +38,19 @@ TINY = [
     "trainer=cpu",
     "trainer.max_epochs=2",
 ]
+
+
+def write_mnist(root: Path, counts: Mapping[str, int]) -> None:
+    """Writes files as MNIST has them: "train" and "t10k", each with some images, the k-th of which is grey k."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, count in counts.items():
+        grey = np.arange(count) % 256
+        parts = {"images-idx3": grey[:, None, None].repeat(28, 1).repeat(28, 2), "labels-idx1": np.arange(count) % 10}
+        for part, content in parts.items():
+            header = bytes([0, 0, 8, content.ndim]) + b"".join(size.to_bytes(4, "big") for size in content.shape)
+            (folder / f"{name}-{part}-ubyte").write_bytes(header + content.astype(np.uint8).tobytes())
+
 
 ROOT = Path(__file__).resolve().parent.parent
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, Command, environment
+from conftest import ROOT, TINY, Command, environment, write_mnist
 from PIL import Image
 from test_architecture import FLOORS
 
@@ -54,8 +54,9 @@ def blocks(page: Path) -> Iterator[Block]:
 def small(words: list[str]) -> list[str]:
     """A training command with what makes it take seconds.
 
-    It trains for one epoch. Without data of its own it trains on a few generated images; without a trainer, on the CPU;
-    without a model or an experiment, which has one, it trains the smallest network.
+    It trains for one epoch, and an answer takes two networks. Without data of its own it trains on a few generated
+    images; without a trainer, on the CPU; without a model or an experiment, which has one, it trains the smallest
+    network.
     """
     keys = {word.lstrip("+~").partition("=")[0] for word in words}
     if keys & {"--help", "--cfg", "--config-path", "resume"}:
@@ -63,6 +64,8 @@ def small(words: list[str]) -> list[str]:
     more = ["trainer.max_epochs=1"]
     if "data" not in keys:
         more += ["data=shapes", *SIZES]
+    if "experiment=does_it_help" in words and "-m" in words:
+        more += ["arm=plain,transformer", "seed=0"]
     if "trainer" not in keys:
         more.append("trainer=cpu")
     if not keys & {"model", "experiment"}:
@@ -86,6 +89,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "RUN", folder / "outputs" / "day" / "time")
     shutil.copytree(folder / "photos" / "test" / "class 0", folder / "new")
     Image.open(folder / "new" / "0.png").save(folder / "photo.jpg")
+    write_mnist(folder / "data", {"train": 300, "t10k": 20})
     return folder
 
 

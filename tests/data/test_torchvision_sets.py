@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets.cifar as published
+from conftest import write_mnist
 
 from stn.data import CIFAR10DataModule, MNISTDataModule
 
@@ -74,19 +75,8 @@ def test_a_file_with_another_checksum_is_not_read(root: Path, monkeypatch: pytes
         CIFAR10DataModule(root=str(root)).read(train=True)
 
 
-def write_idx(path: Path, content: np.ndarray) -> None:
-    """Writes a file of MNIST's format: the kind of number, the dimensions, the numbers."""
-    header = bytes([0, 0, 8, content.ndim]) + b"".join(int(size).to_bytes(4, "big") for size in content.shape)
-    path.write_bytes(header + content.astype(np.uint8).tobytes())
-
-
 def test_reads_mnist(tmp_path: Path) -> None:
-    folder = tmp_path / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for name, count in (("train", 30), ("t10k", 7)):
-        images = np.arange(count, dtype=np.uint8)[:, None, None] + np.zeros((count, 28, 28), dtype=np.uint8)
-        write_idx(folder / f"{name}-images-idx3-ubyte", images)
-        write_idx(folder / f"{name}-labels-idx1-ubyte", np.arange(count) % 10)
+    write_mnist(tmp_path, {"train": 30, "t10k": 7})
     data = MNISTDataModule(root=str(tmp_path), channels=1, image_size=28, batch_size=4, validate_on="test")
     data.prepare_data()
     data.setup()
