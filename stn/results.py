@@ -88,9 +88,14 @@ def make_pages() -> None:
     """Writes docs/results.md, its picture, and the table of README."""
     results = read_results()
     PAGE.write_text(page(results))
-    README.write_text(with_tables(README, f"{accuracies(results)}\n\n{distorted(results, fewest=3)}".strip()))
+    README.write_text(with_tables(README, front_page(results)))
     draw_published(results).savefig(PICTURE, dpi=120)
     draw_arms(results).savefig(ANGLES, dpi=120)
+
+
+def front_page(results: Mapping[str, Sequence[Result]]) -> str:
+    """The tables of README."""
+    return f"{accuracies(results)}\n\n{distorted(results, fewest=3)}".strip()
 
 
 def page(results: Mapping[str, Sequence[Result]]) -> str:

@@ -4,14 +4,28 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, TINY, Command
 from omegaconf import DictConfig
+from scipy import stats
 
 from stn.benchmark import page as speed_page
 from stn.errors import InputError
-from stn.results import README, RESULTS, accuracies, changes, experiment, page, read_results, record, with_tables
+from stn.results import (
+    README,
+    RESULTS,
+    changes,
+    distorted,
+    experiment,
+    front_page,
+    page,
+    read_results,
+    record,
+    warp_of,
+    with_tables,
+)
 from stn.training import train
 
 
@@ -19,7 +33,7 @@ def test_the_pages_are_what_the_files_give(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(ROOT)
     results = read_results()
     assert (ROOT / "docs" / "results.md").read_text() == page(results), "run python -m stn.record"
-    assert README.read_text() == with_tables(README, accuracies(results)), "run python -m stn.record"
+    assert README.read_text() == with_tables(README, front_page(results)), "run python -m stn.record"
     assert speed_page.PAGE.read_text() == with_tables(speed_page.PAGE, speed_page.tables()), "run python -m stn.record"
 
 
@@ -75,6 +89,48 @@ def test_a_change_is_compared_with_the_same_seeds() -> None:
 
     found = changes({"fast94": runs({0: 0.9, 1: 0.92, 2: 0.1}), "fast94,tta=none": runs({0: 0.8, 1: 0.82})})
     assert "| `tta=none` | 81.00% (80.00% to 82.00%) | 91.00% (90.00% to 92.00%) | 2 |" in found
+
+
+def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
+    warp = {"rotation": 90.0, "scale": [0.7, 1.2], "aspect": 1.0, "shear": 0.0, "shift": 0.2, "canvas": None}
+
+    def runs(arm: str, accuracies: list[float], seconds: float, **more: float) -> list[dict[str, Any]]:
+        config = {"arm": arm, "data": {"distortion": warp | {"undo": arm == "ceiling"}}}
+        metrics = {"epochs": 15, "seconds": seconds, **more}
+        return [
+            {"seed": seed, "config": config, "metrics": metrics | {"test_accuracy": value}}
+            for seed, value in enumerate(accuracies)
+        ]
+
+    errors = {"test_transformer_corner_error_pixels": 0.55, "test_transformer_angle_error_degrees": 1.23}
+    results = {
+        "a": runs("plain", [0.70, 0.71, 0.72], 400),
+        "b": runs("transformer", [0.80, 0.82, 0.84], 700, **errors),
+        "c": runs("ceiling", [0.85], 410),
+    }
+    images = "turned ±90°, scaled 0.7 to 1.2, shifted ±10%"
+    _, _, *rows = distorted(results).splitlines()
+    p = stats.ttest_rel((0.80, 0.82, 0.84), (0.70, 0.71, 0.72)).pvalue
+    assert rows == [
+        f"| {images} | 15 | `plain` | 71.00% (70.00% to 72.00%) | 3 |  |  |  |  | 400 s |",
+        f"| {images} | 15 | `transformer` | 82.00% (80.00% to 84.00%) | 3 | +11.0 | {p:.3f} | 0.6 px | 1.2 ° | 700 s |",
+        f"| {images} | 15 | `ceiling` | 85.00% | 1 | +14.0 |  |  |  | 410 s |",
+    ]
+    assert distorted(results, fewest=4) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rotation": 0.0, "scale": [1.0, 1.0]}, "upright"),
+        ({"shift": None, "canvas": 64, "pieces": 16}, "turned ±90°, anywhere, on 64 × 64, among 16 pieces of others"),
+        ({"displacement": 1.5, "rotation": 0}, "points displaced by 1.5 px"),
+        ({"shear": 0.3}, "turned ±90°, stretched, sheared"),
+    ],
+)
+def test_a_distortion_in_words(changes: dict[str, Any], said: str) -> None:
+    upright = {"rotation": 90.0, "scale": [1.0, 1.0], "aspect": 1.0, "shear": 0.0, "shift": 0.0, "canvas": None}
+    assert warp_of(upright | changes) == said
 
 
 def test_the_command_makes_the_pages(folder: Path, command: Command) -> None:
