@@ -54,6 +54,7 @@ def build_classifier(config: DictConfig, data: ResidentDataModule) -> Classifier
             image_size=data.input_size,
             label_smoothing=plain["label_smoothing"],
             pose_weight=plain["pose_weight"],
+            pose_label_weight=plain["pose_label_weight"],
             tta=plain["tta"] or ("mirror" if data.augmentation.flip else "none"),
             channels_last=plain["channels_last"],
         )

@@ -27,13 +27,14 @@ TOP_LEVEL_KEYS = (
     "seed",
     "label_smoothing",
     "pose_weight",
+    "pose_label_weight",
     "tta",
     "channels_last",
     "compile",
     "threads",
     "matmul_precision",
 )
-TTA = ("none", "mirror", "six", "turns")
+TTA = ("none", "mirror", "six", "turns", "poses")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
@@ -123,8 +124,9 @@ def _check_values(plain: dict[Any, Any]) -> None:
     allowed_packages(plain["allow"])
     if plain["tta"] not in (None, *TTA):
         raise InputError(f"tta={plain['tta']} must be null or one of {', '.join(TTA)}")
-    if not fits(plain["pose_weight"], float) or not 0 <= plain["pose_weight"] < math.inf:
-        raise InputError(f"pose_weight={plain['pose_weight']} must be a number, 0 or more")
+    for key in ("pose_weight", "pose_label_weight"):
+        if not fits(plain[key], float) or not 0 <= plain[key] < math.inf:
+            raise InputError(f"{key}={plain[key]} must be a number, 0 or more")
     if not fits(plain["arm"], str | None):
         raise InputError(f"arm={plain['arm']} must be a name or null")
     if plain["compile"] not in (None, *COMPILE_MODES):

@@ -16,10 +16,10 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from stn.errors import DivergedError
-from stn.layers import Rotation, pixel_centres, sample, transformers
+from stn.layers import Rotation, RotationClasses, SpatialTransformer, pixel_centres, sample, transformers
 from stn.networks import Normalization, Whitening
 
-TTA = Literal["none", "mirror", "six", "turns"]
+TTA = Literal["none", "mirror", "six", "turns", "poses"]
 TURNS = 12  # round the full circle
 CHECKPOINT_FORMAT = 3  # to be increased by a change that cannot open the checkpoints before it
 
@@ -35,10 +35,13 @@ class Classifier(pl.LightningModule):
     label_smoothing: of the loss in training; 0 in validation and test.
     pose_weight: of the loss of the first transformer against the true poses, where the data set knows them, see
         `Warp.pose_loss`.
+    pose_label_weight: of the loss of the labels on the features of the first transformer's localization, by a head that
+        is used in training alone. What is upright is told best by features that tell the classes too.
     tta: the views of each image whose probabilities are averaged outside training. none: the image; mirror: its mirror
         image too; six: also both shifted by a pixel towards two corners, each of these four half as much (K. Jordan
         2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5); turns: the image in 12 directions, of
-        which the one with the surest class alone counts.
+        which the one with the surest class alone counts; poses: the image and its mirror image, each as the transformer
+        reads it in its two likeliest poses, weighted by how likely they are. It needs `RotationClasses`.
     channels_last: whether images and weights are in the channels-last memory format.
     Raises ValueError for an unknown `tta`.
     """
@@ -52,12 +55,11 @@ class Classifier(pl.LightningModule):
         image_size: int = 32,
         label_smoothing: float = 0.0,
         pose_weight: float = 0.0,
+        pose_label_weight: float = 0.0,
         tta: TTA = "none",
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        if tta not in get_args(TTA):
-            raise ValueError(f"tta must be one of {', '.join(get_args(TTA))}, not {tta!r}")
         self.save_hyperparameters()
         self.normalization = Normalization(channels)
         self.net: torch.nn.Module = instantiate(
@@ -67,9 +69,16 @@ class Classifier(pl.LightningModule):
         self.net.to(memory_format=self.memory_format)
         self.example_input_array = torch.zeros(2, channels, image_size, image_size, dtype=torch.uint8)
         self.optimization = instantiate(optimizer)
-        self.label_smoothing, self.tta = label_smoothing, tta
-        self.pose_weight = pose_weight
-        self.looks: list[Tensor] = []  # θ of each look of the first transformer, while it trains
+        self.label_smoothing = label_smoothing
+        self.tta = tta
+        self.pose_weight, self.pose_label_weight = pose_weight, pose_label_weight
+        self.label_head: torch.nn.Module | None = None
+        if pose_label_weight:
+            first = next(iter(transformers(self.net).values()), None)
+            if first is None:
+                raise ValueError(f"pose_label_weight={pose_label_weight} needs a transformer")
+            self.label_head = torch.nn.Linear(first.head.in_features, len(classes))
+        self.looks: list[tuple[Tensor, Tensor]] = []  # features and θ of each look of the first transformer in a step
         # Metrics of the classification; stn.metrics has those of θ.
         metrics = MetricCollection(
             {
@@ -90,6 +99,28 @@ class Classifier(pl.LightningModule):
         """Refused: Lightning's own loading builds whatever the file names, and unpickles what a server sends."""
         raise TypeError("open a checkpoint by stn.Run.open(path).classifier, which executes nothing in the file")
 
+    @property
+    def tta(self) -> TTA:
+        """The views of each image outside training, as the class describes."""
+        return self._tta
+
+    @tta.setter
+    def tta(self, tta: TTA) -> None:
+        if tta not in get_args(TTA):
+            raise ValueError(f"tta must be one of {', '.join(get_args(TTA))}, not {tta!r}")
+        if tta == "poses":
+            first = next(self.net.children())
+            if not (
+                isinstance(first, SpatialTransformer)
+                and isinstance(first.warp, RotationClasses)
+                and first.num_looks == 1
+                and not first.append_theta
+            ):
+                raise ValueError(
+                    "tta=poses needs a transformer on the image with model/warp=rotation_classes and a single look"
+                )
+        self._tta: TTA = tta
+
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, num_classes), in float32, of images (N, C, H, W), uint8 or floats in [0, 1]."""
         images = self.normalization(images.contiguous(memory_format=self.memory_format))
@@ -100,6 +131,8 @@ class Classifier(pl.LightningModule):
             turned = torch.stack([self.net(turn(images, 2 * math.pi * k / TURNS)).float() for k in range(TURNS)])
             surest = turned.softmax(2).amax(2).argmax(0)
             return turned[surest, torch.arange(len(images), device=surest.device)]
+        if self.tta == "poses":
+            return (self._of_poses(images) + self._of_poses(images.flip(3))).log() - math.log(2)
         views = [images, images.flip(3)]  # the image itself first, see ThetaMonitor
         if self.tta == "six":
             padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
@@ -109,10 +142,20 @@ class Classifier(pl.LightningModule):
         probabilities = torch.stack([self.net(view).float() for view in views]).log_softmax(2)
         return (probabilities + weights.log()[:, None, None]).logsumexp(0)
 
+    def _of_poses(self, images: Tensor) -> Tensor:
+        """The probabilities (N, num_classes) of normalized images, over the two likeliest poses of each."""
+        first, *rest = self.net.children()
+        assert isinstance(first, SpatialTransformer) and isinstance(first.warp, RotationClasses)
+        classifier = torch.nn.Sequential(*rest)
+        read, theta = first(images, return_theta=True)
+        other, share = first.warp.second_best(theta)
+        likeliest, second = (classifier(seen).float().softmax(1) for seen in (read, first.transform(images, other)))
+        return second.lerp(likeliest, share[:, None])
+
     @property
     def views(self) -> int:
         """How often the network sees each image outside training."""
-        return {"none": 1, "mirror": 2, "six": 6, "turns": TURNS}[self.tta]
+        return {"none": 1, "mirror": 2, "six": 6, "turns": TURNS, "poses": 2}[self.tta]
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
@@ -123,12 +166,14 @@ class Classifier(pl.LightningModule):
                 # About a thousand images from all over the set, the same ones in every process.
                 module.fit(self.normalization(images[:: -(-len(images) // 1000)]))
 
-        if self.pose_weight:
+        if self.pose_weight or self.label_head:
             first = next(iter(transformers(self.net).values()))
-            self.watching = first.head.register_forward_hook(lambda head, features, theta: self.looks.append(theta))
+            self.watching = first.head.register_forward_hook(
+                lambda head, inputs, theta: self.looks.append((inputs[0], theta))
+            )
 
     def on_fit_end(self) -> None:
-        if self.pose_weight:
+        if self.pose_weight or self.label_head:
             self.watching.remove()
             self.looks.clear()
 
@@ -144,15 +189,19 @@ class Classifier(pl.LightningModule):
         scores, target, losses = self._score((images, labels), self.label_smoothing)
         # Predictions, not scores: a CUDA graph overwrites the scores in the next step.
         self.pending.append((scores.argmax(1), target, losses.detach()))
-        if not self.pose_weight:
-            return losses.mean()
-        return losses.mean() + self.pose_weight * self._pose_loss(*figures)
+        loss = losses.mean()
+        if self.pose_weight:
+            loss = loss + self.pose_weight * self._pose_loss(*figures)
+        if self.label_head:
+            features, _ = self.looks[0]
+            loss = loss + self.pose_label_weight * F.cross_entropy(self.label_head(features.float()), labels)
+        return loss
 
     def _pose_loss(self, figure: Tensor) -> Tensor:
         """The loss of the looks against the figures (N, 16, 2), see `Warp.pose_loss`."""
         warp = next(iter(transformers(self.net).values())).warp
         total = figure.new_zeros(())
-        for theta in self.looks:
+        for _, theta in self.looks:
             total = total + warp.pose_loss(theta, figure).mean()
             figure = warp.invert(theta.detach(), figure)  # as the next look sees it
         self.log("train/pose_loss", total.detach(), on_step=False, on_epoch=True)
@@ -198,8 +247,9 @@ class Classifier(pl.LightningModule):
         self._log(self.test_metrics)
 
     def configure_optimizers(self) -> Any:
+        trained = torch.nn.ModuleList([self.net, *filter(None, [self.label_head])])
         steps = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = self.optimization.build(self.net, steps, clipped=bool(self.trainer.gradient_clip_val))
+        optimizer, schedule = self.optimization.build(trained, steps, clipped=bool(self.trainer.gradient_clip_val))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "learning_rate"},

@@ -20,8 +20,9 @@ class Options:
     split: Literal["test", "val", "train"] = field(
         default="test", metadata={"help": "test; val, which training held out; or train, without augmentation"}
     )
-    tta: Literal["none", "mirror", "six", "turns"] | None = field(
-        default=None, metadata={"help": "views of each image: none, mirror or six; null: as the run was tested"}
+    tta: Literal["none", "mirror", "six", "turns", "poses"] | None = field(
+        default=None,
+        metadata={"help": "none, mirror, six, turns or poses; null: as the run was tested"},
     )
     sweep: str | list[str] | None = field(
         default=None, metadata={"help": "accuracy on warped images: rotation, scale, shift_x or shift_y, or a list"}

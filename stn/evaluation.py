@@ -15,7 +15,7 @@ from stn.callbacks.warp_gallery import spread_over_classes
 from stn.check import check
 from stn.classifier import TTA
 from stn.data.resident import ResidentDataModule
-from stn.errors import InputError, nearest
+from stn.errors import InputError, nearest, user_errors
 from stn.figures import Reading, readings, to_picture
 from stn.layers.pose import FIGURE_SIDE
 from stn.layers.warps import decompose
@@ -78,7 +78,8 @@ def evaluate(
     trainer = build_trainer(config)
     data = read_data(run.data(config, trainer), STAGES[split])
     data.fix(split)
-    scorer = Scorer(run.classifier, trainer, tta or config.tta)
+    with user_errors("tta"):
+        scorer = Scorer(run.classifier, trainer, tta or config.tta)
     batches = limited(list(data.eval_batches(split)), getattr(trainer, f"limit_{split}_batches"))
     show = sys.stdout.isatty()
     scored = score(scorer, track(batches, f"split={split}", transient=True, disable=not show))

@@ -23,7 +23,7 @@ class Options:
         default=None, metadata={"help": "of the pixels: uint8 (the default), or float32 in [0, 1]"}
     )
     theta: bool = field(default=False, metadata={"help": "whether θ of the transformers is a second output"})
-    tta: Literal["none", "mirror", "six", "turns"] | None = field(
+    tta: Literal["none", "mirror", "six", "turns", "poses"] | None = field(
         default=None, metadata={"help": "the views of an image that are scored: none (the default), mirror or six"}
     )
     opset: int | None = field(default=None, metadata={"help": "of onnx, 18 (the default) to 23"})

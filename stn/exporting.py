@@ -15,7 +15,7 @@ from torch import Tensor
 from stn.build import read_data
 from stn.check import allowed_packages
 from stn.check import check as check_config
-from stn.errors import InexactExportError, InputError, require
+from stn.errors import InexactExportError, InputError, require, user_errors
 from stn.formats import OPSETS, PACKAGES, SUFFIXES, ExportedNetwork, open_exported, write_exported
 from stn.layers import transformers
 from stn.options import check_file, shown
@@ -84,7 +84,8 @@ def export(
     check_file(path, SUFFIXES[format], overwrite)
     run = replace(run, classifier=deepcopy(run.classifier))
     if format != "safetensors":  # which holds the network as it was trained
-        run.classifier.tta = tta or "none"  # type: ignore[assignment]  # checked by the command
+        with user_errors("tta"):
+            run.classifier.tta = tta or "none"  # type: ignore[assignment]  # checked by the command
     network = ExportedNetwork(run.classifier, getattr(torch, dtype or "uint8"), theta)
     images, said = comparison_images(run, overrides, None if check == "all" else int(check))
     metadata = describe(run, network)

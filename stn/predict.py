@@ -27,7 +27,7 @@ class Options:
     crop: Literal["center"] | None = field(
         default=None, metadata={"help": "center takes the central square (default: the whole, resized to a square)"}
     )
-    tta: Literal["none", "mirror", "six", "turns"] | None = field(
+    tta: Literal["none", "mirror", "six", "turns", "poses"] | None = field(
         default=None, metadata={"help": "views of each image: none, mirror or six (default: as the run)"}
     )
     batch_size: int = field(default=64, metadata={"help": "images at a time"})

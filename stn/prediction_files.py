@@ -21,7 +21,7 @@ from rich.text import Text
 from stn.classifier import TTA
 from stn.cli import printable
 from stn.data.decoding import converted, naming
-from stn.errors import InputError
+from stn.errors import InputError, user_errors
 from stn.figures import Reading, readings, sheet, side_by_side, to_picture
 from stn.layers import transformers
 from stn.prediction import Prediction, in_batches, predict_views
@@ -62,7 +62,8 @@ def prepare(run: Run, topk: int | None, tta: TTA | None, device: str, batch_size
         raise InputError(f"batch_size={batch_size} must be 1 or more")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device=cuda: torch finds no GPU here; use device=auto, which takes what there is, or cpu")
-    run.classifier.tta = tta or run.classifier.tta
+    with user_errors("tta"):
+        run.classifier.tta = tta or run.classifier.tta
     run.classifier.to("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     run.predict(Image.new("L", (1, 1)))  # before anything is written
     return topk or min(5, classes)

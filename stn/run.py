@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from stn.build import build_data
-from stn.check import GROUPS
+from stn.check import GROUPS, TOP_LEVEL_KEYS
 from stn.classifier import CHECKPOINT_FORMAT, Classifier
-from stn.config import override, register
+from stn.config import config_folder, override, register
 from stn.data.resident import ResidentDataModule
 from stn.errors import InputError
 from stn.prediction import Prediction, predict
@@ -254,6 +254,10 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> DictConfig | None:
         return None
     try:
         config = read_yaml(path)
+        defaults = OmegaConf.load(Path(config_folder(), "config.yaml"))
+        for key in TOP_LEVEL_KEYS:  # a run of an earlier version lacks those that came later
+            if key not in config:
+                OmegaConf.update(config, key, defaults[key])
         OmegaConf.update(config, "folder", str(folder))
         OmegaConf.resolve(config)
         check_targets(OmegaConf.to_container(config), RUN, allow)

@@ -18,6 +18,7 @@ from stn.layers.sampling import is_traced, sample, without_autocast
 
 LARGEST_LATTICE = 32  # control points a side: one for each pixel of a small image
 MOST_ANGLES = 360
+FAR_TURN = math.radians(29)  # two angles that are as far apart are two hypotheses
 
 FOUND_WITHIN = 1e-3  # half-widths: an inverse that misses by more than a hundredth of a pixel in 32 is no inverse
 
@@ -373,6 +374,20 @@ class RotationClasses(MatrixWarp):
         found = torch.cat((scale, shift), dim=1)
         wanted = torch.stack((truth["scale"].log2(), truth["shift_x"], truth["shift_y"]), dim=1)
         return angle + 5 * F.smooth_l1_loss(found, wanted, beta=0.1, reduction="none").sum(dim=1)
+
+    def second_best(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """θ (N, P) with the best angle that is `FAR_TURN` or more from that of θ (N, P), and how probable θ is, (N,).
+
+        The probability of θ is that of the angles that are nearer to it.
+        """
+        scores = theta[:, : self.classes]
+        away = (torch.arange(self.classes, device=theta.device) - scores.argmax(dim=1, keepdim=True)).abs()
+        if self.periodic:
+            away = torch.minimum(away, self.classes - away)
+        near = away * self.step < FAR_TURN
+        share = (scores.softmax(dim=1) * near).sum(dim=1)
+        other = scores.masked_fill(near, torch.finfo(scores.dtype).min)
+        return torch.cat((other, theta[:, self.classes :]), dim=1), share
 
     def shares(self, rotation: Tensor) -> Tensor:
         """The share of each class in rotations (N,) in radians: (N, classes), divided between the two nearest."""
