@@ -257,7 +257,7 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> DictConfig | None:
         defaults = OmegaConf.load(Path(config_folder(), "config.yaml"))
         for key in TOP_LEVEL_KEYS:  # a run of an earlier version lacks those that came later
             if key not in config:
-                OmegaConf.update(config, key, defaults[key])
+                OmegaConf.update(config, key, OmegaConf.select(defaults, key))
         OmegaConf.update(config, "folder", str(folder))
         OmegaConf.resolve(config)
         check_targets(OmegaConf.to_container(config), RUN, allow)

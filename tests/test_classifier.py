@@ -1,4 +1,5 @@
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
 import stn
-from stn.classifier import Classifier
+from stn.classifier import Classifier, turn
 from stn.data import ShapesDataModule
 from stn.data.resident import ResidentDataModule
 from stn.data.shapes import FIGURES
+from stn.layers import distance_to_truth, thetas
 from stn.networks import Whitening
 
 MODEL = {
@@ -72,7 +74,7 @@ def test_training_metrics_are_those_of_every_step_of_their_epoch(steps: int, int
 
     class Steps(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *step: Any) -> None:
-            outputs, (_, labels), _ = step
+            outputs, (_, labels, *_), _ = step
             found.append(((scores[-1].argmax(1) == labels).float().mean().item(), outputs["loss"].item()))
 
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -139,6 +141,70 @@ def test_views_are_scored_outside_training_alone() -> None:
     padded = F.pad(images, (1,) * 4, "reflect")
     shifted = [probabilities(padded[:, :, row : row + 32, row : row + 32]) for row in (0, 2)]
     torch.testing.assert_close(six(images).exp(), (probabilities(images) + sum(shifted) / 2) / 2)
+
+
+POSED = MODEL | {
+    "localization": {"_target_": "stn.layers.PoseLocalization", "_partial_": True, "widths": [4, 8]},
+    "warp": {"_target_": "stn.layers.RotationClasses"},
+    "transformer": MODEL["transformer"] | {"classifier_gradient": 0.0},  # type: ignore[operator]
+}
+
+
+def posed(**options: Any) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(POSED, OPTIMIZER, CLASSES, **options)
+
+
+def test_two_poses_are_weighted_by_how_likely_they_are() -> None:
+    module = posed(tta="poses").eval()
+    transformer, rest = module.net[0], module.net[1]
+    with torch.no_grad():
+        transformer.head.weight.normal_(0, 0.3)
+        images = torch.rand(5, 3, 32, 32)
+        expected = torch.zeros(5, 10)
+        for view in (module.normalization(images), module.normalization(images).flip(3)):
+            theta = transformer.theta(view)
+            other, share = transformer.warp.second_best(theta)
+            for pose, weight in ((theta, share), (other, 1 - share)):
+                expected += weight[:, None] / 2 * rest(transformer.transform(view, pose)).softmax(1)
+        torch.testing.assert_close(module(images).exp(), expected)
+        assert (module(images).exp() - module.train()(images).softmax(1)).abs().max() > 1e-4
+
+
+def test_two_poses_need_a_choice_among_angles() -> None:
+    with pytest.raises(ValueError, match="tta=poses needs a transformer on the image with model/warp=rotation_classes"):
+        classifier(tta="poses")
+
+
+def test_of_all_turns_the_surest_counts() -> None:
+    module = classifier(tta="turns").eval()
+    images = torch.rand(6, 3, 32, 32)
+    with torch.no_grad():
+        normal = module.normalization(images)
+        turned = torch.stack([module.net(turn(normal, 2 * math.pi * k / 12)) for k in range(12)])
+        found = module(images)
+    torch.testing.assert_close(turn(normal, 0.0), normal, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turn(normal, math.pi / 2), normal.rot90(1, (2, 3)), atol=1e-4, rtol=0)
+    for index in range(6):
+        best = turned[:, index].softmax(1).amax(1).argmax()
+        torch.testing.assert_close(found[index], turned[best, index])
+
+
+def test_the_pose_is_learned_from_the_truth_and_the_labels(tmp_path: Path) -> None:
+    data = ShapesDataModule(train_images=400, test_images=20, batch_size=20, val_fraction=0.1)
+    errors = {}
+    for weight in (0.0, 1.0):
+        module = posed(pose_weight=weight, pose_label_weight=weight)
+        trainer(tmp_path, max_epochs=4).fit(module, datamodule=data)
+        figures, images = data.figures["val"], data.images["val"]
+        theta = thetas(module.net, module.normalization(images))["transformer"]
+        errors[weight] = distance_to_truth(module.net[0].to_input, theta, figures, 32, 32)[0].mean().item()
+        first, before = (one.net[0].localization[0].weight for one in (module, posed()))
+        assert torch.equal(first, before) == (weight == 0)  # it has no gradient of the classifier
+    assert errors[1.0] < 0.8 * errors[0.0]
+    assert module.label_head is not None
+    trained = {id(parameter) for group in module.optimizers().param_groups for parameter in group["params"]}
+    assert {id(parameter) for parameter in module.label_head.parameters()} <= trained
 
 
 def test_every_epoch_comes_in_its_own_order(tmp_path: Path) -> None:

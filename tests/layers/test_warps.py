@@ -506,3 +506,22 @@ def test_the_pose_loss_is_least_at_the_truth(warp: Warp) -> None:
 def test_rotation_classes_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RotationClasses(**options)
+
+
+@pytest.mark.parametrize("span", [180.0, 360.0])
+def test_the_second_best_rotation_is_another_hypothesis(span: float) -> None:
+    warp = RotationClasses(25, span)
+    step = math.degrees(warp.step)
+    theta = torch.full((2, 28), -20.0)
+    theta[:, -3:] = torch.tensor([0.3, -0.2, 0.1])
+    theta[0, [0, 1, 12]] = torch.tensor([2.0, 1.5, 1.0])  # the first two are one hypothesis
+    theta[1, [23, 24, 0, 6]] = torch.tensor([0.5, 2.0, 1.9, 1.0])  # on the full circle, so are the first three
+    other, share = warp.second_best(theta)
+    found = warp.decompose(other)["rotation"].rad2deg()
+    last = (6 - 12) * step if span == 360 else -12 * step
+    assert ((found - torch.tensor([0.0, last])).deg2rad().cos() > 1 - 1e-4).all(), found
+    shares = theta[:, :25].softmax(dim=1)
+    expected = [shares[0, :4].sum(), shares[1, [21, 22, 23, 24, 0]].sum() if span == 360 else shares[1, 21:].sum()]
+    torch.testing.assert_close(share, torch.stack(expected))
+    for name in ("scale", "shift_x", "shift_y"):
+        torch.testing.assert_close(warp.decompose(other)[name], warp.decompose(theta)[name])
