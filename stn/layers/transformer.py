@@ -34,8 +34,8 @@ class SpatialTransformer(nn.Module):
     supersample: each output pixel is the mean of supersample x supersample readings. Above 1 it prevents aliasing where
         the warp or the output size shrinks the image.
     append_theta: appends θ to the output as constant channels, for the layers that follow.
-    classifier_gradient: how much of the gradient of what follows reaches θ, from 0 to 1. It ruins a pose that is
-        learned from the truth, see `Warp.pose_loss`.
+    classifier_gradient: how much of the gradient of what follows reaches θ, from 0 to 1; 0 for a
+        pose that is learned from the truth, see `Warp.pose_loss`.
     mode, padding, align_corners, gather: see `sample`.
     Raises ValueError for values out of range, a localization without `out_features`, or a warp that is none.
     """
