@@ -163,7 +163,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     def fix(self, split: str) -> None:
         """Distorts the images of a split once and for all; "train" is then no longer drawn anew."""
         distortion, self.distortions[split] = self.distortions[split], None
-        if distortion is None or split not in self.images:
+        if distortion is None or not len(self.images.get(split, ())):
             return
         check_memory(len(self.images[split]), self.channels, distortion.side(self.image_size))
         generator = torch.Generator().manual_seed(1_000_003 * self.split_seed + len(split))

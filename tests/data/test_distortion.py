@@ -203,3 +203,9 @@ def test_a_canvas_smaller_than_the_image_is_refused() -> None:
 def test_two_canvases_are_refused() -> None:
     with pytest.raises(ValueError, match="must have one canvas, not 64 and 32"):
         ShapesDataModule(distortion=AffineDistortion(canvas=64), test_distortion=AffineDistortion())
+
+
+def test_validation_on_the_test_set_sees_its_distortion() -> None:
+    data = module(distortion=AffineDistortion(canvas=40, pieces=2), validate_on="test")
+    assert data.images["val"].shape == (40, 3, 40, 40) and torch.equal(data.images["val"], data.images["test"])
+    assert torch.equal(data.figures["val"], data.figures["test"])
