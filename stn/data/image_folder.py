@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ class ImageFolderDataModule(ResidentDataModule):
     channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted. With 1 and 3,
         transparent pixels become mid-grey.
     cache: the folder where decoded images are kept for the next run, 4 GiB at most; None to keep none.
+    group: a text, such as "_"; images of a class whose names are equal up to its last place belong together, as the
+        frames of a track. They are held out together, or not at all. None: each on its own.
     follow_links: whether links that lead out of `root` are followed.
     A set of more than 1 GiB is not kept. Kept images are decoded anew when a file, the size, the channels or the
     decoder have changed. The files that were not used for longest are removed; the cache may be emptied at any time.
@@ -35,10 +38,18 @@ class ImageFolderDataModule(ResidentDataModule):
     a file that cannot be read as an image, or more images than fit into memory; each names the path.
     """
 
-    def __init__(self, root: str = "data", cache: str | None = None, follow_links: bool = False, **common: Any) -> None:
+    def __init__(
+        self,
+        root: str = "data",
+        cache: str | None = None,
+        group: str | None = None,
+        follow_links: bool = False,
+        **common: Any,
+    ) -> None:
         self.root = Path(os.path.expanduser(root))  # noqa: PTH111 (Path's raises an error for ~name)
         self.cache = Path(os.path.expanduser(cache)) if cache else None  # noqa: PTH111
         self.follow_links = follow_links
+        self.group = group
         # train/ may be missing: a test needs only test/.
         first = next((split for split in ("train", "test") if (self.root / split).is_dir()), "train")
         self.classes = class_folders(self.root / first)
@@ -71,6 +82,8 @@ class ImageFolderDataModule(ResidentDataModule):
             names = ", ".join([*map(repr, others[:NAMED]), *["…"] * (len(others) > NAMED)])
             are = "files are no images" if len(others) > 1 else "file is no image"
             log.warning("%s: %d %s: %s", folder, len(others), are, names)
+        if train and self.group:
+            self.groups = groups_of(list(files), self.group)
         return self._images(folder, files), torch.tensor(labels)
 
     def _images(self, folder: Path, files: dict[str, os.stat_result]) -> Tensor:
@@ -95,6 +108,22 @@ class ImageFolderDataModule(ResidentDataModule):
         if resized:
             log.warning("%s: %d of %d images resized to %d x %d", folder, resized, len(files), side, side)
         return images
+
+
+def groups_of(paths: Sequence[str], separator: str) -> Tensor:
+    """Numbers, from 0, of the groups of files: those of a folder that are named alike up to the last separator, (N,).
+
+    Raises ValueError for a name without it.
+    """
+    numbers: dict[tuple[str, str], int] = {}
+    found = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        group, separated, _ = name.rpartition(separator)
+        if not separated:
+            raise ValueError(f"group={separator} is not in the name of {path}: each name must begin with its group")
+        found.append(numbers.setdefault((folder, group), len(numbers)))
+    return torch.tensor(found)
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -102,6 +102,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self.images: dict[str, Tensor] = {}
         self.labels: dict[str, Tensor] = {}
         self.figures: dict[str, Tensor] = {}
+        self.groups: Tensor | None = None
         self.distortions = {"train": distortion, "val": distortion, "test": test_distortion or distortion}
         sides = {name: one.side(image_size) if one else image_size for name, one in self.distortions.items()}
         if sides["test"] != sides["train"]:
@@ -114,7 +115,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Reads the training or the test set: uint8 (N, C, H, W) of any size, and int64 (N,).
 
-        If the poses are known, it also sets `figures["train"]` or `figures["test"]`.
+        If the poses are known, it also sets `figures["train"]` or `figures["test"]`. If training images belong
+        together, such as the frames of a track, it sets `groups` (N,), numbers from 0.
         """
 
     def setup(self, stage: str | None = None) -> None:
@@ -137,10 +139,16 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     def _setup_training(self) -> None:
         images, labels = self._read_sized(train=True)
         held_out_share = 0.0 if self.validate_on == "test" else self.val_fraction
-        order = torch.arange(len(images))
-        if held_out_share:
+        order, cut = torch.arange(len(images)), round(len(images) * held_out_share)
+        if cut:
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.split_seed))
-        held_out, kept = order.tensor_split([round(len(order) * held_out_share)])
+        if cut and self.groups is not None:
+            # A group is where its first image is, and the cut is behind a whole group.
+            first = torch.full((int(self.groups.max()) + 1,), len(order))
+            first = first.scatter_reduce(0, self.groups[order], torch.arange(len(order)), "amin")
+            places, order = first[self.groups].sort(stable=True)
+            cut = int((places <= places[cut - 1]).sum())
+        held_out, kept = order.tensor_split([cut])
         if held_out_share and not (len(held_out) and len(kept)):
             empty = "training" if len(held_out) else "validation"
             raise ValueError(f"the {empty} set is empty: {len(images)} training images are too few to split")

@@ -241,3 +241,21 @@ def test_cifar10_as_an_image_folder() -> None:
     torch.testing.assert_close(
         images.float().mean(dim=(0, 2, 3)) / 255, torch.tensor([0.4914, 0.4822, 0.4465]), atol=1e-4, rtol=0
     )
+
+
+def test_images_of_a_group_are_held_out_together(tmp_path: Path) -> None:
+    grey = 0
+    for name, tracks in (("ant", 5), ("bee", 4)):
+        for track in range(tracks):
+            for frame in range(3):
+                write(tmp_path / "train" / name / f"{track:02}_{frame:02}.png", grey)
+                grey += 1
+        write(tmp_path / "test" / name / "0.png", 0)
+    module = data(tmp_path, group="_", val_fraction=0.3)
+    module.setup()
+    held_out, kept = (set(module.images[split][:, 0, 0, 0].tolist()) for split in ("val", "train"))
+    assert held_out | kept == set(range(27)) and not held_out & kept
+    assert 8 <= len(held_out) <= 10
+    assert not {number // 3 for number in held_out} & {number // 3 for number in kept}
+    with pytest.raises(ValueError, match=r"group=- is not in the name of .*00_00.png: each name must begin with"):
+        data(tmp_path, group="-").setup()
