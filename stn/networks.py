@@ -163,6 +163,10 @@ class GlobalMax(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """The maximum of each channel."""
+        if torch.compiler.is_compiling():
+            # The compiler makes the features anew in the backward pass, in another precision, and the gradient of amax
+            # looks for the maximum among them: it finds none under bfloat16, and is NaN.
+            return features.flatten(2).max(dim=2).values
         return features.amax(dim=(2, 3))
 
 

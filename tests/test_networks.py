@@ -1,3 +1,5 @@
+import copy
+import shutil
 from typing import Any
 
 import pytest
@@ -124,3 +126,19 @@ def test_wide_net_names_images_that_are_too_small() -> None:
 def test_wide_net_names_what_does_not_fit(convolutions: list[int]) -> None:
     with pytest.raises(ValueError, match="convolutions must be 1 or 2 for each of the 2 widths"):
         WideConvNet(widths=[8, 8], convolutions=convolutions)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_has_the_same_gradients_in_bfloat16() -> None:
+    network = WideConvNet([8, 16], [1, 1], image_size=16)
+    compiled, images = copy.deepcopy(network), torch.randn(16, 3, 16, 16)
+    compiled.compile()
+    for one in (network, compiled):
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = one(images)
+        scores.float().square().sum().backward()
+    for (name, expected), found in zip(network.named_parameters(), compiled.parameters(), strict=True):
+        if expected.requires_grad:
+            assert expected.grad is not None and found.grad is not None
+            difference = (found.grad - expected.grad).norm() / expected.grad.norm().clamp(min=1e-3)
+            assert difference < 0.5, (name, difference)  # bfloat16 has ties, of which each takes another
