@@ -14,6 +14,7 @@ VERBS = {
     "compare": "compares finished runs, and tells which differ by more than their seeds explain",
     "report": "writes one HTML page about a run",
     "record": "keeps the result of a run in results/",
+    "colocalize": "finds what all images of a set share, without labels or boxes",
     "benchmark": "measures speed",
 }
 USAGE = "\n".join(["usage: stn VERB …", *(f"  stn {verb:10} {what}" for verb, what in VERBS.items())])

@@ -29,7 +29,8 @@ class Options:
 def main() -> None:
     """Runs the command line."""
     about = "Compares finished runs, and tells which differ by more than their seeds explain."
-    words = parser("stn.compare", about, Options, EXAMPLES, several=True).parse_args().words
+    what = "a run's folder, a sweep's folder, a pattern in quotes, latest (the latest sweep), or an option"
+    words = parser("stn.compare", about, Options, EXAMPLES, what).parse_args().words
     with cli.exit_codes("stn.compare"):
         options, places = parse(Options, words)
         # Here, since --help must not wait for torch.

@@ -43,17 +43,17 @@ def fastest_precision(accelerator: str) -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
-def compose(overrides: Sequence[str] = (), folder: str | Path | None = None) -> DictConfig:
+def compose(overrides: Sequence[str] = (), folder: str | Path | None = None, name: str = "config") -> DictConfig:
     """Composes the config that `python -m stn.train` composes from the same overrides.
 
-    folder: of the run; if None, a new one in outputs/.
+    folder: of the run; if None, a new one in outputs/. name: of the file in conf/ from which it starts.
     Raises InputError for overrides that do not compose.
     """
     register()
     overrides = [expand_home(text) for text in overrides]
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
         try:
-            config = hydra.compose("config", overrides)
+            config = hydra.compose(name, overrides)
         except Exception as error:
             sentence = explain(error)
             if sentence is None:

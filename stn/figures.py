@@ -43,6 +43,7 @@ class Reading:
     image: the original. outline: the border of the region that is read, (K, 2), (x, y) in [-1, 1] from edge to edge,
     clockwise from the upper left corner of what is read, the upper side first; or None. seen: what is read, None
     without a transformer. caption: lines above. right: whether the first one is right, None if that is unknown.
+    truth: the border of the region that should be read, (K, 2), or None.
     """
 
     image: Image.Image
@@ -50,6 +51,7 @@ class Reading:
     seen: Image.Image | None
     caption: str = ""
     right: bool | None = None
+    truth: Tensor | None = None
 
 
 @cache
@@ -83,14 +85,21 @@ def readings(
     images: Tensor,
     captions: Sequence[str],
     right: Sequence[bool | None] | None = None,
+    boxes: Tensor | None = None,
 ) -> list[Reading]:
-    """What a transformer reads with θ (N, P) of images (N, C, H, W) uint8."""
+    """What a transformer reads with θ (N, P) of images (N, C, H, W) uint8.
+
+    boxes (N, 4): (left, top, right, bottom) in [-1, 1], that should be read.
+    """
     warped = transformer.transform(images.float(), theta).round().clamp(0, 255).byte()
     borders = outlines(transformer, theta, *images.shape[-2:])
+    unknown: list[None] = [None] * len(captions)
+    corners = torch.tensor([[0, 1], [2, 1], [2, 3], [0, 3], [0, 1]])
+    truths = unknown if boxes is None else list(boxes.cpu()[:, corners])
     return [
-        Reading(to_picture(image), border, to_picture(seen), caption, known)
-        for image, border, seen, caption, known in zip(
-            images, borders, warped, captions, right or [None] * len(captions), strict=True
+        Reading(to_picture(image), border, to_picture(seen), caption, known, truth)
+        for image, border, seen, caption, known, truth in zip(
+            images, borders, warped, captions, right or unknown, truths, strict=True
         )
     ]
 
@@ -112,18 +121,23 @@ def fitted(image: Image.Image, side: int) -> Image.Image:
 
 
 def outlined(reading: Reading, side: int = SIDE, gap: int = GAP) -> Image.Image:
-    """The original in a square of side + 2 gap pixels, with the outline of the region; its upper side is yellow."""
+    """The original in a square of side + 2 gap pixels, with the outline of the region; its upper side is yellow.
+
+    The border of the region that should be read is green.
+    """
     image = fitted(reading.image, side)
     cell = Image.new("RGB", (side + 2 * gap, side + 2 * gap), "white")
     left, top = (cell.width - image.width) // 2, (cell.height - image.height) // 2
     cell.paste(image, (left, top))
-    if reading.outline is not None:
-        brush = ImageDraw.Draw(cell)
-        points = (reading.outline.double() + 1) / 2 * torch.tensor(image.size) + torch.tensor([left, top])
+    brush, width = ImageDraw.Draw(cell), max(2, side // 48)
+    for border, colour in ((reading.truth, GREEN), (reading.outline, VERMILION)):
+        if border is None:
+            continue
+        points = (border.double() + 1) / 2 * torch.tensor(image.size) + torch.tensor([left, top])
         where = [(x, y) for x, y in points.nan_to_num(0).clamp(-1e4, 1e4).tolist()]
-        width = max(2, side // 48)
-        brush.line(where, VERMILION, width)
-        brush.line(where[: (len(where) - 1) // 4 + 1], YELLOW, width)
+        brush.line(where, colour, width)
+        if border is reading.outline:
+            brush.line(where[: (len(where) - 1) // 4 + 1], YELLOW, width)
     return cell
 
 

@@ -1,4 +1,4 @@
-"""The options of a command that begins with a run, key=value, checked as the keys of a config are."""
+"""The options of a command, key=value, checked as the keys of a config are."""
 
 import argparse
 import os
@@ -19,12 +19,12 @@ Options = TypeVar("Options")
 
 
 def parser(
-    program: str, description: str, options: type, examples: str, several: bool = False
+    program: str, description: str, options: type, examples: str, words: str | None = None
 ) -> argparse.ArgumentParser:
     """The parser of a command line RUN key=value …, whose --help lists the options and ends with examples.
 
-    options: a dataclass; the metadata of each field has its help. several: whether it takes several runs, and no keys
-    of a config; then `words` are the runs and the options.
+    options: a dataclass; the metadata of each field has its help.
+    words: the help of what the command takes if it does not begin with one run; options are then among `words`.
     """
     lines = []
     width = max(14, *(len(field.name) + 3 for field in fields(options)))
@@ -37,9 +37,8 @@ def parser(
         epilog="\n".join(["options:", *lines, "", "examples:", *(f"  {line}" for line in examples.splitlines())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if several:
-        what = "a run's folder, a sweep's folder, a pattern in quotes, latest (the latest sweep), or an option"
-        found.add_argument("words", nargs="*", metavar="RUN or key=value", help=what)
+    if words:
+        found.add_argument("words", nargs="*", metavar="word", help=words)
         return found
     found.add_argument("run", help="a run's folder, a checkpoint, or latest")
     found.add_argument("overrides", nargs="*", metavar="key=value", help="an option, or a key of the run's config")

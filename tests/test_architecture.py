@@ -55,16 +55,25 @@ FLOORS = (
     ["stn.layers"],
     ["stn.errors", "stn.muon", "stn.process"],
     ["stn.networks", "stn.optimization", "stn.data", "stn.metrics", "stn.measures", "stn.check", "stn.figures"],
-    ["stn.placement", "stn.classifier", "stn.callbacks", "stn.config", "stn.robustness"],
+    ["stn.placement", "stn.classifier", "stn.colocalizer", "stn.callbacks", "stn.config", "stn.robustness"],
     ["stn.cli", "stn.checkpoint_io", "stn.csv_logger", "stn.tensorboard_logger", "stn.hyperparameters"],
     ["stn.build", "stn.untrusted", "stn.provenance", "stn.options"],
     ["stn.views", "stn.prediction", "stn.sources", "stn.run", "stn.resuming", "stn.training", "stn.scoring"],
-    ["stn.evaluation", "stn.evaluation_figures", "stn.evaluation_files", "stn.prediction_files"],
+    ["stn.evaluation", "stn.evaluation_figures", "stn.evaluation_files", "stn.prediction_files", "stn.colocalization"],
     ["stn.formats", "stn.exporting", "stn.results", "stn.reference", "stn.runs", "stn.differences", "stn.significance"],
     ["stn.comparison", "stn.comparison_report", "stn.reporting"],
     ["stn.sweep", "stn.jobs", "stn.__main__"],
     ["stn.train"],
-    ["stn.evaluate", "stn.predict", "stn.export", "stn.compare", "stn.report", "stn.record", "stn.benchmark"],
+    [
+        "stn.evaluate",
+        "stn.predict",
+        "stn.export",
+        "stn.compare",
+        "stn.report",
+        "stn.record",
+        "stn.colocalize",
+        "stn.benchmark",
+    ],
 )
 
 

@@ -36,6 +36,15 @@ def test_the_upper_side_of_what_is_read_is_yellow() -> None:
     assert (240, 228, 66) in map(tuple, lower)
 
 
+def test_the_region_that_should_be_read_is_green() -> None:
+    black = Image.new("RGB", (100, 100))
+    truth = torch.tensor([[0.0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])  # the lower right quarter
+    cell = np.asarray(outlined(Reading(black, None, None, truth=truth)))
+    green = np.argwhere((cell == (0, 158, 115)).all(axis=2))
+    assert np.allclose(green.min(axis=0), GAP + SIDE / 2, atol=2)
+    assert np.allclose(green.max(axis=0), GAP + SIDE, atol=2)
+
+
 def test_points_that_are_not_finite_end_nothing() -> None:
     black = Image.new("RGB", (100, 100))
     outlined(Reading(black, torch.tensor([[torch.nan, 0], [torch.inf, 1], [0, -torch.inf]]), black))

@@ -49,6 +49,12 @@ def test_help_lists_the_options_with_their_defaults_and_examples(capsys: pytest.
     assert "topk=…         how many (default: 5)" in said and "  python -m stn.some latest\n" in said
 
 
+def test_a_command_that_begins_with_no_run_takes_words_of_its_own() -> None:
+    found = parser("stn.some", "Does something.", Some, "", "a key of a file")
+    assert found.parse_args(["source=a", "topk=3"]).words == ["source=a", "topk=3"]
+    assert "a key of a file" in found.format_help() and "a run's folder" not in found.format_help()
+
+
 def test_nothing_is_written_over_unless_asked(tmp_path: Path) -> None:
     folder = make_output(tmp_path / "new" / "one", overwrite=False, mark="found.json")
     (folder / "found.json").touch()
