@@ -42,7 +42,7 @@ def print_report(comparison: Comparison, folder: Path) -> None:
     """Prints the table, what is left out, and what can be concluded. folder: where the files are."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     widest = max(len(part) for row in comparison.rows for part in row.name.split(" "))
-    shown.add_column("", overflow="fold", min_width=min(widest, 14))
+    shown.add_column("", overflow="fold", min_width=min(widest, 18))
     columns = [column for column in zip(*cells(comparison), strict=True) if any(column[1:])]
     for name, *_ in columns:
         narrowest = 5 if name == "p" else None
