@@ -22,7 +22,8 @@ def main() -> None:
         # Here, since --help must not wait for them.
         from stn.benchmark.page import make_page
         from stn.reference import make_reference
-        from stn.results import make_pages, record
+        from stn.results import record
+        from stn.results_page import make_pages
 
         for folder in arguments.runs:
             print(record(folder))

@@ -1,29 +1,23 @@
-"""Keeps the results of runs as files in results/, and makes docs/results.md and the table of README from them."""
+"""Keeps the results of runs as files in results/."""
 
-import csv
 import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from stn.csv_logger import read_rows
 from stn.errors import InputError
-from stn.figures import BLUE, VERMILION, draw_angles
 from stn.run import read_config, read_metrics
-from stn.significance import compare
 from stn.training import write_json
 from stn.untrusted import read_json
 
-RESULTS, PAGE, README, PICTURE = Path("results"), Path("docs/results.md"), Path("README.md"), Path("docs/published.png")
-ANGLES = Path("docs/angle.png")
-MARKS = ("<!-- made from results/ by python -m stn.record -->", "<!-- end -->")
+RESULTS = Path("results")
 # Settings that do not change what is trained, so they do not name an experiment.
 NEUTRAL = r"-m|--multirun|(data|data\.root|data\.cache|seed|threads|folder|overwrite|callbacks\.progress|hydra\..*)=.*"
 CURVE = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
@@ -34,17 +28,16 @@ Result = dict[str, Any]
 def record(folder: Path) -> Path:
     """Writes the result of a run to results/<experiment>/<seed>.json, and returns that path.
 
-    The experiment is named by the settings of the run's command. Raises InputError for a run that is not finished, or
-    whose code is in no commit.
+    The result of `python -m stn.colocalize` goes to results/colocalization/. The experiment is named by the settings
+    of the run's command. Raises InputError for a run that is not finished, or whose code is in no commit.
     """
+    if (folder / "colocalization.json").is_file():
+        return record_colocalization(folder)
     config, metrics = read_config(folder), read_metrics(folder)
     if config is None or "test_accuracy" not in metrics:
         raise InputError(f"{folder} is not the folder of a finished run: give one with test_accuracy in metrics.json")
     environment = dict(read_json(folder / "environment.json"))
-    if not environment["commit"] or environment["commit"].endswith("-dirty"):
-        raise InputError(
-            f"{folder} was trained by code of no commit ({environment['commit']}): commit it, and train again"
-        )
+    check_commit(folder, environment["commit"])
     plain: Any = OmegaConf.to_container(config)
     settings = {key: value for key, value in plain.items() if key not in ("folder", "hydra", "callbacks", "logger")}
     settings["callbacks"] = sorted(name for name, node in plain["callbacks"].items() if node)
@@ -55,6 +48,24 @@ def record(folder: Path) -> Path:
         result["accuracy_by_angle"] = dict(read_json(evaluation))["accuracy_by_angle"]
     write_json(path, result | {"metrics": metrics, "config": settings, "curve": curve(folder)})
     return path
+
+
+def record_colocalization(folder: Path) -> Path:
+    """As `record`, for the folder of a co-localization."""
+    result = dict(read_json(folder / "colocalization.json"))
+    check_commit(folder, result["provenance"]["commit"])
+    distortion = result["data"]["distortion"]
+    kind = Path(str(result["data"]["root"])).name if result["data"]["channels"] > 1 else "mnist"
+    name = f"{kind}-{distortion['pieces']}-{result['category']}-{result['seed']}"
+    path = RESULTS / "colocalization" / f"{name}.json"
+    write_json(path, result | {"images_of": kind})
+    return path
+
+
+def check_commit(folder: Path, commit: str | None) -> None:
+    """Raises InputError for a run whose code is in no commit."""
+    if not commit or commit.endswith("-dirty"):
+        raise InputError(f"{folder} was trained by code of no commit ({commit}): commit it, and train again")
 
 
 def experiment(command: str) -> str:
@@ -84,215 +95,10 @@ def read_results() -> dict[str, list[Result]]:
     return dict(found)
 
 
-def make_pages() -> None:
-    """Writes docs/results.md, its picture, and the table of README."""
-    results = read_results()
-    PAGE.write_text(page(results))
-    README.write_text(with_tables(README, front_page(results)))
-    draw_published(results).savefig(PICTURE, dpi=120)
-    draw_arms(results).savefig(ANGLES, dpi=120)
-
-
-def front_page(results: Mapping[str, Sequence[Result]]) -> str:
-    """The tables of README."""
-    return f"{accuracies(results)}\n\n{distorted(results, fewest=3)}".strip()
-
-
-def page(results: Mapping[str, Sequence[Result]]) -> str:
-    """The text of docs/results.md."""
-    text = (
-        "# Results\n\n"
-        "Made by `python -m stn.record` from the files in `results/`: each holds the metrics, the whole config, the "
-        "command, the commit, the machine, the versions and the curve of one run.\n\n"
-        "All on CIFAR-10: the original images, but for 93 of the 60,000 (20 of them in the test set), which are "
-        "JPEG-compressed. Where the shortest time has 1 thread, the machine did other work meanwhile.\n\n"
-        f"## Accuracy\n\n{accuracies(results)}\n\n"
-        "## Where a transformer helps\n\n"
-        "`experiment=does_it_help`: each image is under a random warp, drawn anew for each batch and fixed in the test "
-        "set. Gains are in points over the arm `plain`, with p of a paired t-test where there are three seeds, or "
-        "more, and of Welch's otherwise. Errors of the pose are medians over the test set.\n\n"
-        f"{distorted(results)}\n\n"
-        "## The five published systems\n\n"
-        "As published, the test set is scored after every epoch, and the best epoch is picked on it.\n\n"
-        f"{systems(results)}\n\n"
-        "![The test accuracy of each epoch, measured and published](published.png)\n\n"
-        f"## What a change is worth\n\nThe same seeds with and without it.\n\n{changes(results)}\n"
-    )
-    return text.replace("](results/", "](../results/")
-
-
-def with_tables(path: Path, tables: str) -> str:
-    """The text of a page with the tables between its marks made anew. Raises InputError if a mark is missing."""
-    text = path.read_text()
-    place = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
-    if len(place.findall(text)) != 1:
-        raise InputError(f"{path} must have one place for tables, from {MARKS[0]} to {MARKS[1]}")
-    return place.sub(lambda _: f"{MARKS[0]}\n{tables}\n{MARKS[1]}", text)
-
-
-def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
-    """The table of the presets that are tested once, at their end."""
-    rows = [("preset", "parameters", "epochs", "test accuracy", "seeds", "shortest time", "machine")]
-    for name, runs in results.items():
-        if "," in name or runs[0]["config"]["data"]["validate_on"] == "test":
-            continue
-        metrics = [run["metrics"] for run in runs]
-        fastest = min(runs, key=lambda run: run["metrics"]["seconds"])
-        rows.append(
-            (
-                f"[`{name}`](results/{name})",
-                f"{metrics[0]['parameters']:,}",
-                str(metrics[0]["epochs"]),
-                f"**{spread([one['test_accuracy'] for one in metrics])}**",
-                str(len(runs)),
-                f"{fastest['metrics']['seconds']:,.0f} s",
-                machine(fastest),
-            )
-        )
-    return table(rows)
-
-
-def distorted(results: Mapping[str, Sequence[Result]], fewest: int = 1) -> str:
-    """The table of the arms of experiment=does_it_help, by distortion and epochs; empty without any.
-
-    fewest: seeds of the arms plain and transformer, without which a distortion is left out.
-    """
-    groups: dict[tuple[str, int], dict[str, Sequence[Result]]] = defaultdict(dict)
-    for runs in results.values():
-        config = runs[0]["config"]
-        if config.get("arm") and config["data"].get("distortion"):
-            groups[warp_of(config["data"]["distortion"]), runs[0]["metrics"]["epochs"]][config["arm"]] = runs
-    rows: list[Sequence[str]] = [
-        ("images", "epochs", "arm", "test accuracy", "seeds", "gain", "p", "corners", "angle", "shortest time")
-    ]
-    for (warp, epochs), arms in groups.items():
-        if any(len(arms.get(arm, ())) < fewest for arm in ("plain", "transformer")):
-            continue
-        values = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in runs} for arm, runs in arms.items()}
-        for arm in sorted(arms, key=lambda arm: mean(values[arm].values())):
-            metrics = [run["metrics"] for run in arms[arm]]
-            gain, p = "", ""
-            if arm != "plain" and "plain" in arms:
-                gain = f"{100 * (mean(values[arm].values()) - mean(values['plain'].values())):+.1f}"
-                found = compare(values[arm], values["plain"])[1]
-                p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
-            errors = [
-                "" if key not in metrics[0] else f"{mean(one[key] for one in metrics):.1f} {unit}"
-                for key, unit in (
-                    ("test_transformer_corner_error_pixels", "px"),
-                    ("test_transformer_angle_error_degrees", "°"),
-                )
-            ]
-            accuracy = spread([one["test_accuracy"] for one in metrics])
-            time = f"{min(one['seconds'] for one in metrics):,.0f} s"
-            rows.append((warp, str(epochs), f"`{arm}`", accuracy, str(len(metrics)), gain, p, *errors, time))
-    return table(rows) if len(rows) > 1 else ""
-
-
-def draw_arms(results: Mapping[str, Sequence[Result]]) -> Figure:
-    """The accuracy against the angle of the image, of the arms of experiment=does_it_help as it is."""
-    arms = {
-        runs[0]["config"]["arm"]: [run["accuracy_by_angle"] for run in runs if run.get("accuracy_by_angle")]
-        for name, runs in results.items()
-        if re.fullmatch(r"does_it_help,arm=\w+", name)
-    }
-    return draw_angles({arm: arms[arm] for arm in ("transformer", "wider", "plain") if arms.get(arm)}, "test images")
-
-
-def warp_of(distortion: Mapping[str, Any]) -> str:
-    """What a distortion does to an image, in a few words."""
-    said = []
-    if distortion.get("rotation"):
-        said.append(f"turned ±{distortion['rotation']:g}°")
-    if distortion["scale"] != [1.0, 1.0]:
-        said.append("scaled {:g} to {:g}".format(*distortion["scale"]))
-    if distortion.get("aspect", 1) != 1 or distortion.get("shear"):
-        said.append("stretched, sheared")
-    if distortion.get("displacement"):
-        said.append(f"points displaced by {distortion['displacement']:g} px")
-    shift = distortion.get("shift", 0)
-    if shift != 0:
-        said.append("anywhere" if shift is None else f"shifted ±{shift / 2:.0%}")
-    if distortion["canvas"]:
-        said.append(f"on {distortion['canvas']} × {distortion['canvas']}")
-    if distortion.get("pieces"):
-        said.append(f"among {distortion['pieces']} pieces of others")
-    return ", ".join(said) or "upright"
-
-
-def systems(results: Mapping[str, Sequence[Result]]) -> str:
-    """The table of the published systems."""
-    rows = [("preset", "parameters", "epochs", "published", "measured: best", "last", "seeds")]
-    for name, published in json.loads((RESULTS / "published.json").read_text()).items():
-        runs = results.get(name, [])
-        said = [f"{key} {published[key]:.2%}" for key in ("best", "last") if key in published]
-        if not runs:
-            continue
-        best = [max(run["curve"], key=lambda row: row["val/accuracy"]) for run in runs]
-        epochs = ", ".join(f"{row['epoch']:.0f}" for row in best)
-        rows.append(
-            (
-                f"[`{name}`](results/{name})",
-                f"{runs[0]['metrics']['parameters']:,}",
-                str(runs[0]["metrics"]["epochs"]),
-                ", ".join(said) or "none",
-                f"{spread([row['val/accuracy'] for row in best])} (epoch {epochs})",
-                spread([run["curve"][-1]["val/accuracy"] for run in runs]),
-                str(len(runs)),
-            )
-        )
-    return table(rows)
-
-
-def changes(results: Mapping[str, Sequence[Result]]) -> str:
-    """The table of the experiments that are a preset with other settings, beside the preset."""
-    rows = [("preset", "changed", "test accuracy", "unchanged", "seeds")]
-    for name, runs in results.items():
-        preset, _, settings = name.partition(",")
-        without = {run["seed"]: run["metrics"]["test_accuracy"] for run in results.get(preset, [])}
-        pairs = [(run["metrics"]["test_accuracy"], without[run["seed"]]) for run in runs if run["seed"] in without]
-        if settings and pairs:
-            shown = " ".join(f"`{setting}`" for setting in settings.split(","))
-            here, there = (spread(found) for found in zip(*pairs, strict=True))
-            rows.append((f"[`{preset}`](results/{preset})", shown, here, there, str(len(pairs))))
-    return table(rows)
-
-
-def draw_published(results: Mapping[str, Sequence[Result]]) -> Figure:
-    """The test accuracy of each epoch of the published systems, measured and published."""
-    with (RESULTS / "published_logs.csv").open(newline="") as file:
-        logs = list(csv.DictReader(file))
-    names = [name for name in json.loads((RESULTS / "published.json").read_text()) if name in results]
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
-    for axes, name in zip(figure.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0], names, strict=False):
-        for run in results[name]:
-            epochs, values = [row["epoch"] for row in run["curve"]], [row["val/accuracy"] for row in run["curve"]]
-            axes.plot(epochs, values, color=BLUE, label="measured")
-        rows = [row for row in logs if row["system"] == name]
-        epochs, values = [int(row["epoch"]) for row in rows], [float(row["test_accuracy"]) for row in rows]
-        style = "." if len(rows) < 10 else "-"  # of some only a few epochs are known
-        axes.plot(epochs, values, style, color=VERMILION, label="published")
-        axes.set(title=name, xlabel="epoch")
-        axes.grid(alpha=0.3)
-    axes = figure.axes[0]
-    axes.set_ylabel("test accuracy")
-    axes.legend(loc="lower right")
-    return figure
-
-
 def spread(values: Sequence[float], form: str = ".2%") -> str:
     """The mean of some values, with the lowest and the highest of several. form: of each, shares by default."""
     several = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
     return f"{mean(values):{form}}{several}"
-
-
-def machine(run: Result) -> str:
-    """The machine of a run in a few words."""
-    found = run["machine"]
-    if "gpu" in found:
-        return str(found["gpu"])
-    fast = next((feature for feature in found["features"] if "bf16" in feature), "no bfloat16")
-    return f"{found['processor']} ({fast}), {found['threads']} thread{'s' * (found['threads'] > 1)}"
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:

@@ -13,19 +13,8 @@ from scipy import stats
 
 from stn.benchmark import page as speed_page
 from stn.errors import InputError
-from stn.results import (
-    README,
-    RESULTS,
-    changes,
-    distorted,
-    experiment,
-    front_page,
-    page,
-    read_results,
-    record,
-    warp_of,
-    with_tables,
-)
+from stn.results import RESULTS, experiment, read_results, record
+from stn.results_page import README, changes, colocalized, distorted, front_page, page, warp_of, with_tables
 from stn.training import train
 
 
@@ -131,6 +120,23 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
 def test_a_distortion_in_words(changes: dict[str, Any], said: str) -> None:
     upright = {"rotation": 90.0, "scale": [1.0, 1.0], "aspect": 1.0, "shear": 0.0, "shift": 0.0, "canvas": None}
     assert warp_of(upright | changes) == said
+
+
+def test_a_colocalization_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert colocalized() == ""
+    for seed, found in ((0, 0.9), (1, 1.0)):
+        data = {"root": "data", "channels": 1, "distortion": {"pieces": 16}}
+        result = {"category": "3", "seed": seed, "found": found, "overlap": 0.7, "seconds": 4.0 + seed, "data": data}
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        content = json.dumps(result | {"provenance": {"commit": "abc"}})
+        (folder / "colocalization.json").write_text(content)
+        assert record(folder) == RESULTS / "colocalization" / f"mnist-16-3-{seed}.json"
+    assert "| mnist | 16 | 3 | 95% (90% to 100%) | 0.70 (0.70 to 0.70) | 2 | 4 s |" in colocalized()
+    (folder / "colocalization.json").write_text(content.replace("abc", "abc-dirty"))
+    with pytest.raises(InputError, match="was trained by code of no commit"):
+        record(folder)
 
 
 def test_the_command_makes_the_pages(folder: Path, command: Command) -> None:

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from stn.benchmark.report import KEPT, cell
-from stn.results import table, with_tables
+from stn.results import table
+from stn.results_page import with_tables
 
 PAGE = Path("docs/speed.md")
 HEADS = {
