@@ -76,8 +76,8 @@ def choices(group: str) -> str:
     rows = [("choice", "what it is", "class")]
     for choice in names(group):
         target = chosen(group, choice).get("_target_", "")
-        rows.append((f"`{choice}`", description(f"{group}/{choice}.yaml"), f"`{target}`" if target else ""))
-    without = not any(row[2] for row in rows[1:])
+        rows.append((f"`{choice}`", description(f"{group}/{choice}.yaml"), f"`{target}`" if target else "none"))
+    without = all(row[2] == "none" for row in rows[1:])
     return table([row[:2] for row in rows] if without else rows)
 
 

@@ -71,7 +71,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("pose_weight=1 model.placement=none", "pose_weight=1 needs a transformer: set model.placement=input"),
         (
             "pose_weight=1 data/distortion=clutter data.distortion.pieces=3 model/warp=rotation",
-            "pose_weight=1: Rotation leaves 100% of the distortion of these images: choose another model/warp",
+            "of the distortion of these images: choose another model/warp, such as similarity, or another",
         ),
         ("arm=transformr", "arm=transformr: there is no such arm; did you mean 'transformer'?"),
         ("data.test_images=1000000000000", "GiB of memory, but there are"),

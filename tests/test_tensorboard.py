@@ -84,13 +84,14 @@ def test_the_projector_has_vectors_labels_and_pictures(address: str) -> None:
 
 def test_hparams_has_a_row_with_settings_and_results(address: str) -> None:
     metrics = [column["displayName"] for column in fetch(address, "plugin/hparams/experiment", {})["metricInfos"]]
-    assert metrics == ["test accuracy", "validation accuracy", "pose error (pixels)"]
+    errors = ["pose error (pixels)", "median corner error (pixels)", "median angle error (degrees)"]
+    assert metrics == ["test accuracy", "validation accuracy", *errors]
     wanted = {"allowedStatuses": ["STATUS_SUCCESS"], "startIndex": 0, "sliceSize": 10, "colParams": []}
     (row,) = fetch(address, "plugin/hparams/session_groups", wanted)["sessionGroups"]
     assert row["name"].startswith("run in outputs")
     assert row["hparams"]["warp"] == "Affine" and row["hparams"]["seed"] == 0 and row["hparams"]["epochs"] == 2
     assert not any("_target_" in name or "_partial_" in name for name in row["hparams"])
-    assert len(row["metricValues"]) == 3
+    assert len(row["metricValues"]) == 5
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium")

@@ -70,7 +70,7 @@ def row(beside: str, seconds: dict[str, list[float]], count: int, count_there: i
 
 def drain(batches: Batches, normalization: Normalization) -> None:
     """Iterates over all batches, and normalizes them."""
-    for images, _ in batches:
+    for images, *_ in batches:
         normalization(images)
 
 

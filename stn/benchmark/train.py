@@ -166,7 +166,7 @@ def bare_loop(config: DictConfig, device: torch.device) -> Callable[[], float]:
     def epoch() -> float:
         synchronize(device)
         started, images = time.perf_counter(), 0
-        for image, label in batches:
+        for image, label, *_ in batches:  # of shapes the poses are known too
             train_step(classifier, optimizer, image, label, PRECISIONS[precision], config.label_smoothing)
             schedule.step()
             images += len(image)

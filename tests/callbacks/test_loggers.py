@@ -105,7 +105,7 @@ def test_hyperparameters_are_flat_and_those_that_people_vary() -> None:
     found = hyperparameters(compose([*overrides, "callbacks.warps.images=3"]), [*overrides, "callbacks.warps.images=3"])
     assert found == {
         **{"model": "ConvNet", "warp": "ThinPlateSpline", "placement": "input", "data": "Shapes", "batch_size": 64},
-        **{"epochs": 25, "optimizer": "adamw", "lr": 0.5, "seed": 7, "model.classifier.dropout": 0.3},
+        **{"epochs": 10, "optimizer": "adamw", "lr": 0.5, "seed": 7, "model.classifier.dropout": 0.3},
     }
     assert set(varied(overrides)) & found.keys() == {"warp", "lr", "model.classifier.dropout", "seed"}
 
