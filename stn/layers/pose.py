@@ -84,7 +84,7 @@ def pose_error(
     """
     theta, truth = theta.detach(), truth.to(theta)
     pixels = torch.tensor([width / 2, height / 2]).to(theta)
-    error = theta.new_empty(len(theta))
+    error = theta.new_zeros(len(theta))
     for figure in figures.unique():
         shown = (figures == figure).to(theta.device)
         error[shown] = (
