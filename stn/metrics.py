@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from stn.layers import CORNERS, distance_to_truth, pixel_centres, pose_error
+from stn.layers import corners_of, distance_to_truth, pixel_centres, pose_error
 from stn.layers.warps import decompose
 
 WarpFunction = Callable[[Tensor, Tensor], Tensor]  # (theta, points) -> points, as `SpatialTransformer.to_input`
@@ -90,7 +90,7 @@ class PoseError(Metric):
         edge = self.edge.to(theta)
         from_edges = lambda theta, points: self.warp(theta, points * edge)  # noqa: E731
         corner, angle = distance_to_truth(from_edges, theta, truth, self.height, self.width)
-        fitted = pose_error(self.warp, theta, truth[:, CORNERS], labels, self.height, self.width)
+        fitted = pose_error(self.warp, theta, corners_of(truth), labels, self.height, self.width)
         return dict(zip(POSE_ERRORS, (fitted.mean(), corner.median(), angle.median()), strict=True))
 
 

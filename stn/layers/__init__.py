@@ -1,7 +1,7 @@
 """The spatial transformer as a layer: localization -> warp -> sampling. Needs torch alone."""
 
 from stn.layers.localization import ConvLocalization, FeatureLocalization, PoseLocalization
-from stn.layers.pose import CORNERS, corners, distance_to_truth, figure_points, pose_error, share_left
+from stn.layers.pose import CORNERS, corners, corners_of, distance_to_truth, figure_points, pose_error, share_left
 from stn.layers.recording import ThetaRecord, recording, thetas, transformers
 from stn.layers.sampling import pixel_centres, sample
 from stn.layers.transformer import NotFiniteError, Parallel, SpatialTransformer
@@ -44,6 +44,7 @@ __all__ = [
     "Translation",
     "Warp",
     "corners",
+    "corners_of",
     "distance_to_truth",
     "figure_points",
     "pixel_centres",

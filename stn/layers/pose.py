@@ -25,6 +25,12 @@ def figure_points() -> Tensor:
     return lattice_points(FIGURE_SIDE)
 
 
+def corners_of(figure: Tensor) -> Tensor:
+    """The corners (N, 4, 2) of the points (N, 16, 2) of figures."""
+    last = FIGURE_SIDE - 1
+    return figure.unflatten(1, (FIGURE_SIDE, FIGURE_SIDE))[:, ::last, ::last].flatten(1, 2)
+
+
 def distance_to_truth(
     warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor, figure: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
@@ -38,7 +44,7 @@ def distance_to_truth(
     theta, figure = theta.detach(), figure.to(theta)
     found = warp(theta, figure_points().to(theta))
     pixels = torch.tensor([width / 2, height / 2]).to(theta)
-    corner = ((found - figure)[:, CORNERS] * pixels).norm(dim=-1).mean(dim=1)
+    corner = (corners_of(found - figure) * pixels).norm(dim=-1).mean(dim=1)
     angle = decompose(lambda _, points: found, theta, FIGURE_SIDE)["rotation"]
     true_angle = decompose(lambda _, points: figure, theta, FIGURE_SIDE)["rotation"]
     turn = (angle - true_angle + math.pi).remainder(2 * math.pi) - math.pi
