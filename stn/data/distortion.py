@@ -47,6 +47,8 @@ class Distortion(ABC):
             raise ValueError(
                 f"pieces must lie between 0 and 1000 and piece_size be 1 or more, not {pieces} and {piece_size}"
             )
+        if pieces and border not in ("zeros", "texture"):
+            raise ValueError(f"border must be zeros or texture where there are pieces, not {border}")
         self.canvas, self.border, self.pieces, self.piece_size = canvas, border, pieces, piece_size
         self.opaque, self.undo = opaque, undo
 

@@ -186,6 +186,7 @@ def test_the_test_set_can_be_distorted_otherwise() -> None:
         (AffineDistortion, {"border": "black"}, "border must be one of zeros"),
         (AffineDistortion, {"pieces": -1}, "pieces must lie"),
         (AffineDistortion, {"canvas": 0}, "canvas must lie"),
+        (AffineDistortion, {"pieces": 2, "border": "border"}, "border must be zeros or texture where there are pieces"),
         (ElasticDistortion, {"displacement": 5}, "displacement must be 3 pixels or less"),
         (ProjectiveDistortion, {"displacement": -1}, "displacement must lie"),
     ],
