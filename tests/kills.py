@@ -1,10 +1,10 @@
 """Kills runs by SIGKILL at random moments, resumes them, and compares each with a run that nobody killed.
 
-python tests/kills.py [runs]
+python tests/kills.py [runs] [reports]
 
 Every other run is the job of a sweep. Each may be killed up to three times: as it starts, trains, validates, writes a
 checkpoint or tests. The temporary folder is on another file system where there is one (/dev/shm). The recipes are those
-of test_resume.py.
+of test_resume.py. At last it kills reports on one run: the run stays as it is, and so does the report before.
 """
 
 import collections
@@ -25,10 +25,10 @@ from stn.run import read_metrics
 MEMORY = Path("/dev/shm")
 
 
-def run(folder: Path, settings: list[str], patience: float | None = None) -> float | None:
-    """Runs a training; kills it after so many seconds. Returns the seconds it took, None if it was killed."""
+def run(folder: Path, arguments: list[str], patience: float | None = None, verb: str = "train") -> float | None:
+    """Runs a command; kills it after so many seconds. Returns the seconds it took, None if it was killed."""
     begun = time.monotonic()
-    program = started(folder, "train", tuple(settings), {"TMPDIR": str(MEMORY)} if MEMORY.is_dir() else None)
+    program = started(folder, verb, tuple(arguments), {"TMPDIR": str(MEMORY)} if MEMORY.is_dir() else None)
     program.join(patience)
     if program.exitcode is None:
         program.kill()
@@ -49,7 +49,28 @@ def phase(folder: Path) -> str:
     return "testing" if pictures == 4 else "training or validating"
 
 
-def main(runs: int) -> None:
+def kill_reports(folder: Path, count: int, draw: random.Random) -> collections.Counter[str]:
+    """Kills reports on the run `whole` at random moments; counts which report was left, the one before or a new one."""
+    before, found, page = contents(folder / "whole"), collections.Counter[str](), folder / "report.html"
+    lasts = run(folder, ["whole", f"output={page}"], verb="report")
+    assert lasts is not None
+    new = page.read_text()
+    for number in range(count):
+        page.write_text("the report before")
+        run(folder, ["whole", f"output={page}", "overwrite=true"], draw.uniform(0.2, 1) * lasts, verb="report")
+        assert page.read_text() in ("the report before", new)
+        assert contents(folder / "whole") == before
+        found["a new report" if page.read_text() == new else "the report before"] += 1
+        print(f"{number + 1} of {count} reports: {dict(found)}", file=sys.stderr)
+    return found
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The contents of all files of a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def main(runs: int = 20, reports: int = 10) -> None:
     draw = random.Random(0)
     kills: collections.Counter[str] = collections.Counter()
     equal: collections.Counter[str] = collections.Counter()
@@ -79,9 +100,10 @@ def main(runs: int) -> None:
             assert_same_events(folder / "whole", folder / "run")
         equal[kind] += 1
         print(f"{number + 1} of {runs}: equal; killed so far: {dict(kills)}", file=sys.stderr)
-    found = {"runs": runs, "equal": equal, "kills": kills} | provenance()
+    left = kill_reports(folder, reports, draw)
+    found = {"runs": runs, "equal": equal, "kills": kills, "left by killed reports": left} | provenance()
     (ROOT / "results" / "kills.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main(int((sys.argv[1:] or ["20"])[0]))
+    main(*map(int, sys.argv[1:]))
