@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -41,8 +42,11 @@ from stn.resuming import continue_loggers, continue_runs, last_checkpoint, purge
 from stn.run import load_checkpoint
 from stn.tensorboard_logger import OrderedTensorBoardLogger
 
+log = logging.getLogger(__name__)
+
 # What a run and the commands that open it write into its folder, besides single files.
 FOLDERS = ("checkpoints", "figures", "projector", "wandb", "evaluation", "predictions", "export")
+FEW_IMAGES = 100  # below so many held out, the best epoch is chosen by chance
 LARGEST_SHARE_LEFT = 0.5  # of a distortion by the warp that shall learn to undo it
 RESTARTS = 3  # after divergence, each with half the learning rate
 
@@ -149,6 +153,8 @@ def fit(
         warn_of_threads(trainer.strategy.root_device)
     read_data(data, "fit", "test")
     check_poses(config, data, classifier)
+    if trainer.is_global_zero:
+        warn_of_few_images(trainer, data)
     classifier.data_digest = data.digest
     if state and state["stn"].get("data", data.digest) != data.digest:
         raise InputError(f"the training data are not those that {checkpoint} was trained on: it cannot be resumed")
@@ -202,6 +208,17 @@ def check_poses(config: DictConfig, data: ResidentDataModule, classifier: Classi
         raise InputError(
             f"{said}: {type(first.warp).__name__} leaves {left:.0%} of the distortion of these images: choose another "
             "model/warp, such as similarity, or another data/distortion"
+        )
+
+
+def warn_of_few_images(trainer: pl.Trainer, data: ResidentDataModule) -> None:
+    """Warns if few held-out images choose the weights that are tested."""
+    held_out, chooser = len(data.labels["val"]), trainer.checkpoint_callback
+    if held_out < FEW_IMAGES and data.validate_on != "test" and getattr(chooser, "monitor", None):
+        log.warning(
+            "the tested epoch is chosen by %d held-out images, much by chance: raise data.val_fraction, or test "
+            "the last epoch by callbacks.checkpoint=null",
+            held_out,
         )
 
 

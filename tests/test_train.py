@@ -401,3 +401,11 @@ def test_divergence_ends_in_a_sentence(placement: str, padding: str, command: Co
     assert sentences[0].startswith("stn.train: training has diverged: ") and " in epoch " in sentences[0]
     assert "Traceback" in (tmp_path / "run" / "error.txt").read_text()
     assert "test_accuracy" not in figures(tmp_path / "run")
+
+
+def test_it_says_that_few_images_choose_the_tested_epoch(command: Command) -> None:
+    sentence = "the tested epoch is chosen by 12 held-out images"
+    found = command(*TINY)
+    assert sentence in found.stdout + found.stderr
+    found = command(*TINY, "callbacks=averaged", "callbacks.checkpoint=null", "hydra.run.dir=last")
+    assert sentence not in found.stdout + found.stderr

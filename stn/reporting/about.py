@@ -103,12 +103,12 @@ def repetition(trained: Mapping[str, Any], evaluated: Mapping[str, Any], config:
         command('python -m stn.train --config-path "$PWD/DIR"'),
         f"<details><summary>config.yaml</summary>{command(config)}</details>",
     ]
-    columns = [flat(trained), flat(evaluated)]
+    columns = [as_texts(trained), as_texts(evaluated)]
     rows = [[name, *(column.get(name, "–") for column in columns)] for name in columns[0] | columns[1]]
     return Section("repeat", "Repeat it", "".join(parts) + table(["", "training", "this report"], rows, "Environment"))
 
 
-def flat(about: Mapping[str, Any]) -> dict[str, str]:
+def as_texts(about: Mapping[str, Any]) -> dict[str, str]:
     """What `provenance` gives, without the command, as texts by their names."""
     found = {key: about[key] for key in ("date", "commit") if about.get(key)}
     found |= {**about.get("machine", {}), **about.get("versions", {})}

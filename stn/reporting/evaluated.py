@@ -28,8 +28,8 @@ def transformers(numbers: Mapping[str, Any]) -> str:
     names |= {"shift_y_pixels": "shift y (pixels)"}
     rows, with_pose = [], any("pose_error_pixels" in values for values in numbers["transformers"].values())
     for name, values in numbers["transformers"].items():
-        row = [f"{number(values[f'{key}_mean'])} ± {number(values[f'{key}_spread'])}" for key in QUANTITIES]
-        row += [share(values["lost"])] + [number(values.get("pose_error_pixels"))] * with_pose
+        row = [f"{three_digits(values[f'{key}_mean'])} ± {three_digits(values[f'{key}_spread'])}" for key in QUANTITIES]
+        row += [share(values["lost"])] + [three_digits(values.get("pose_error_pixels"))] * with_pose
         rows.append([name, *row])
     head = ["transformer", *(names[key] for key in QUANTITIES), "images lost", *["pose error (pixels)"] * with_pose]
     return table(head, rows, "What each transformer does") + paragraph(
@@ -38,7 +38,7 @@ def transformers(numbers: Mapping[str, Any]) -> str:
     )
 
 
-def number(value: float | None) -> str:
+def three_digits(value: float | None) -> str:
     """A number with three digits."""
     return "–" if value is None else f"{value:.3g}"
 
