@@ -10,24 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def size_after_pools(image_size: int, kernel: int, pools: int) -> int:
-    """Side of the feature map after `pools` unpadded convolutions, each followed by a max-pool by 2.
+def size_after_pools(image_size: int, kernels: Sequence[int]) -> int:
+    """Side of the feature map after unpadded convolutions, each followed by a max-pool by 2.
 
     Raises ValueError if the image is too small.
     """
     size = image_size
-    for _ in range(pools):
+    for kernel in kernels:
         size = (size - kernel + 1) // 2
     if size < 1:
-        raise ValueError(f"image_size {image_size} is too small for {pools} convolutions with kernel {kernel}")
+        raise ValueError(f"image_size {image_size} is too small for convolutions with kernels {list(kernels)}")
     return size
 
 
 class ConvNet(nn.Sequential):
     """Two convolutions and two linear layers with dropout, as in PyTorch's spatial transformer tutorial.
 
-    channels: of the two convolutions.
-    hidden: the features between the two linear layers.
+    channels, kernels: of the two convolutions.
+    hidden: the features between the two linear layers; 0 for a single linear layer.
     dropout: the share that is set to 0 in training, of the channels of the second convolution and of the features.
     Raises ValueError for values out of range.
     """
@@ -35,34 +35,61 @@ class ConvNet(nn.Sequential):
     def __init__(
         self,
         channels: Sequence[int] = (16, 32),
+        kernels: Sequence[int] = (5, 5),
         hidden: int = 1024,
         dropout: float = 0.5,
         in_channels: int = 3,
         num_classes: int = 10,
         image_size: int = 32,
     ) -> None:
-        if len(channels) != 2 or min(*channels, hidden) < 1:
+        if len(channels) != 2 or len(kernels) != 2 or min(*channels, *kernels) < 1 or hidden < 0:
             raise ValueError(
-                f"channels must be two numbers and hidden one, 1 or more, not {list(channels)} and {hidden}"
+                "channels and kernels must be two numbers each, 1 or more, and hidden 0 or more, not "
+                f"{list(channels)}, {list(kernels)} and {hidden}"
             )
-        first, second = channels
-        size = size_after_pools(image_size, kernel=5, pools=2)
-        super().__init__(
-            nn.Sequential(nn.Conv2d(in_channels, first, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
-            nn.Sequential(nn.Conv2d(first, second, 5), nn.Dropout2d(dropout), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
-            nn.Flatten(),
-            nn.Linear(second * size**2, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, num_classes),
+        first, second = (
+            nn.Conv2d(before, width, kernel)
+            for before, width, kernel in zip((in_channels, channels[0]), channels, kernels, strict=True)
         )
+        features = channels[1] * size_after_pools(image_size, kernels) ** 2
+        between: list[nn.Module] = []
+        if hidden:
+            between, features = [nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout)], hidden
+        super().__init__(
+            nn.Sequential(first, nn.MaxPool2d(2), nn.ReLU(inplace=True)),
+            nn.Sequential(second, nn.Dropout2d(dropout), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
+            nn.Flatten(),
+            *between,
+            nn.Linear(features, num_classes),
+        )
+
+
+class FullyConnected(nn.Sequential):
+    """Linear layers with ReLU between them, on the pixels.
+
+    hidden: the features after each layer but the last.
+    Raises ValueError for fewer than two hidden layers, or values below 1.
+    """
+
+    def __init__(
+        self, hidden: Sequence[int] = (256, 256), in_channels: int = 3, num_classes: int = 10, image_size: int = 32
+    ) -> None:
+        if len(hidden) < 2 or min(hidden) < 1:
+            raise ValueError(f"hidden must be two numbers or more, each 1 or more, not {list(hidden)}")
+        features = in_channels * image_size**2
+        layers = [
+            nn.Sequential(nn.Linear(before, after), nn.ReLU(inplace=True))
+            for before, after in zip((features, *hidden), hidden, strict=False)
+        ]
+        layers[0].insert(0, nn.Flatten())
+        super().__init__(*layers, nn.Linear(hidden[-1], num_classes))
 
 
 class LeNet5(nn.Sequential):
     """LeNet-5 (LeCun et al. 1998), with ReLU and max-pooling."""
 
     def __init__(self, in_channels: int = 3, num_classes: int = 10, image_size: int = 32) -> None:
-        size = size_after_pools(image_size, kernel=5, pools=2)
+        size = size_after_pools(image_size, (5, 5))
         super().__init__(
             nn.Sequential(nn.Conv2d(in_channels, 6, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
             nn.Sequential(nn.Conv2d(6, 16, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True)),

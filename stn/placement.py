@@ -57,13 +57,21 @@ def build_network(
         parts["transformer"] = Parallel([on_image(), on_image()])
     channels, height, _ = output_shape(nn.Sequential(parts), shape)
     stages = list(classifier_of(channels, height))
+
+    def map_channels(stage: nn.Sequential) -> int:
+        """The channels of a stage's feature map."""
+        found = output_shape(stage, shape)
+        if len(found) != 3:
+            raise ValueError(f"placement {placement} needs a classifier with feature maps, such as ConvNet")
+        return found[0]
+
     if placement == "shared":
-        stage = nn.Sequential(stages[0])
-        parts["transformer"] = transformer(SharedLocalization(stages[0], output_shape(stage, shape)[0]), warp)
+        localization_of_stage = SharedLocalization(stages[0], map_channels(nn.Sequential(stages[0])))
+        parts["transformer"] = transformer(localization_of_stage, warp)
     for depth in range({"features": 1, "deep": 2}.get(placement, 0)):
         parts[f"stage_{depth + 1}"] = stages.pop(0)
-        features = output_shape(nn.Sequential(parts), shape)[0]
-        parts[f"transformer_{depth + 1}"] = transformer(FeatureLocalization(features), warp)
+        features = FeatureLocalization(map_channels(nn.Sequential(parts)))
+        parts[f"transformer_{depth + 1}"] = transformer(features, warp)
     parts["classifier"] = nn.Sequential(*stages)
     network = nn.Sequential(parts)
     output_shape(network, shape)

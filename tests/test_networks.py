@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import normalize
 
-from stn.networks import ConvNet, ConvNorm, LeNet5, Normalization, Residual, Whitening, WideConvNet
+from stn.networks import ConvNet, ConvNorm, FullyConnected, LeNet5, Normalization, Residual, Whitening, WideConvNet
 
 
 def test_images_side_by_side_are_whitened_alike() -> None:
@@ -53,6 +53,8 @@ def test_normalization_is_torchvisions_for_bytes_and_floats() -> None:
     [
         (ConvNet(num_classes=7), 32),
         (ConvNet(num_classes=7, image_size=48), 48),
+        (ConvNet(num_classes=7, hidden=0), 32),
+        (FullyConnected([4, 5, 6], num_classes=7, image_size=9), 9),
         (LeNet5(num_classes=7), 32),
         (LeNet5(num_classes=7, image_size=28), 28),
         (WideConvNet(widths=[8, 8], convolutions=[1, 2], num_classes=7), 32),
@@ -65,7 +67,7 @@ def test_scores_of_any_image_size(network: nn.Module, size: int) -> None:
 
 @pytest.mark.parametrize("network", [ConvNet, LeNet5])
 def test_too_small_images_are_named(network: type[nn.Module]) -> None:
-    with pytest.raises(ValueError, match="image_size 12 is too small for 2 convolutions with kernel 5"):
+    with pytest.raises(ValueError, match=r"image_size 12 is too small for convolutions with kernels \[5, 5\]"):
         network(image_size=12)
 
 
@@ -75,6 +77,12 @@ def test_the_tutorials_network_drops_whole_maps_and_single_features() -> None:
     assert not torch.equal(network(images), network(images))
     network.eval()
     assert torch.equal(network(images), network(images))
+
+
+def test_the_papers_network_for_digits_has_its_size() -> None:
+    """5,248 + 200,768 in the convolutions and 2,570 behind them."""
+    network = ConvNet([64, 64], [9, 7], hidden=0, dropout=0.0, in_channels=1, image_size=28)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 208_586
 
 
 def test_wide_net_scales_its_scores() -> None:
@@ -110,10 +118,16 @@ def test_residual_adds_its_input() -> None:
     torch.testing.assert_close(Residual(double)(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 3.0))
 
 
-@pytest.mark.parametrize("options", [{"channels": [16]}, {"channels": [0, 4]}, {"hidden": 0}])
+@pytest.mark.parametrize("options", [{"channels": [16]}, {"channels": [0, 4]}, {"kernels": [5]}, {"hidden": -1}])
 def test_the_tutorials_network_names_what_does_not_fit(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="channels must be two numbers and hidden one"):
+    with pytest.raises(ValueError, match="channels and kernels must be two numbers each"):
         ConvNet(**options)
+
+
+@pytest.mark.parametrize("hidden", [[8], [8, 0]])
+def test_a_fully_connected_network_names_what_does_not_fit(hidden: list[int]) -> None:
+    with pytest.raises(ValueError, match="hidden must be two numbers or more, each 1 or more"):
+        FullyConnected(hidden)
 
 
 def test_wide_net_names_images_that_are_too_small() -> None:

@@ -1,6 +1,6 @@
 """The spatial transformer as a layer: localization -> warp -> sampling. Needs torch alone."""
 
-from stn.layers.localization import ConvLocalization, FeatureLocalization, PoseLocalization
+from stn.layers.localization import ConvLocalization, FeatureLocalization, FullyConnectedLocalization, PoseLocalization
 from stn.layers.pose import CORNERS, corners, corners_of, distance_to_truth, figure_points, pose_error, share_left
 from stn.layers.recording import ThetaRecord, recording, thetas, transformers
 from stn.layers.sampling import pixel_centres, sample
@@ -30,6 +30,7 @@ __all__ = [
     "ConvLocalization",
     "Diffeomorphic",
     "FeatureLocalization",
+    "FullyConnectedLocalization",
     "LogPolar",
     "NotFiniteError",
     "Parallel",

@@ -49,6 +49,26 @@ class ConvLocalization(nn.Sequential):
         return super().forward(image)
 
 
+class FullyConnectedLocalization(nn.Sequential):
+    """Linear layers with ReLU on the pixels: (N, C, size, size) -> (N, hidden[-1]).
+
+    hidden: the features after each layer. Jaderberg et al. 2015, section 4.1, take three of 32.
+    in_channels, image_size: of the images.
+    Raises ValueError for values below 1.
+    """
+
+    def __init__(self, hidden: Sequence[int] = (32, 32, 32), in_channels: int = 3, image_size: int = 32) -> None:
+        if not hidden or min(*hidden, in_channels, image_size) < 1:
+            raise ValueError(
+                f"hidden {list(hidden)}, in_channels {in_channels} and image_size {image_size} must be 1 or more"
+            )
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in zip((in_channels * image_size**2, *hidden), hidden, strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+        self.out_features = hidden[-1]
+
+
 class PoseLocalization(nn.Sequential):
     """Stages of two convolutions with batch norm, each of which halves the map: (N, C, H, W) of any size -> (N, F).
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stn.layers import ConvLocalization, PoseLocalization
+from stn.layers import ConvLocalization, FullyConnectedLocalization, PoseLocalization
 from stn.layers.localization import CellMeans
 
 
@@ -41,3 +41,11 @@ def test_a_pose_localization_takes_any_size_and_names_what_is_wrong() -> None:
         PoseLocalization(image_size=8, shrink=2)
     with pytest.raises(ValueError, match=r"widths \[0\].*must be 1 or more"):
         PoseLocalization([0])
+
+
+def test_a_fully_connected_localization_has_linear_layers_alone() -> None:
+    localization = FullyConnectedLocalization([4, 6], in_channels=2, image_size=5)
+    assert localization(torch.rand(3, 2, 5, 5)).shape == (3, localization.out_features) == (3, 6)
+    assert sum(parameter.numel() for parameter in localization.parameters()) == 50 * 4 + 4 + 4 * 6 + 6
+    with pytest.raises(ValueError, match=r"hidden \[\], in_channels 3 and image_size 32 must be 1 or more"):
+        FullyConnectedLocalization([])
