@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from stn.benchmark.timing import interleaved, ratio
 from stn.benchmark.train import composed
 from stn.build import build_classifier, build_data
-from stn.errors import InputError, require
+from stn.errors import InputError
 from stn.formats import PACKAGES, ExportedNetwork, open_exported, write_onnx, write_pt2, write_torchscript
 
 NETWORKS = {"LeNet-5 STN": ["experiment=eva7_nemani"], "default": []}
@@ -30,7 +31,8 @@ def measure(rounds: int, device: torch.device, _: list[str]) -> Iterator[dict[st
     """
     if device.type != "cpu":
         raise InputError(f"--device {device}: the files of stn.export run on the CPU, so leave it out")
-    require("export", *PACKAGES["onnx"])
+    if missing := [package for package in PACKAGES["onnx"] if not find_spec(package)]:
+        print(f"{missing[0]} is not installed: ONNX is not measured")
     for name, settings in NETWORKS.items():
         with composed([*settings, "data=shapes"]) as config:
             data = build_data(config)
@@ -57,10 +59,11 @@ def runtimes(network: ExportedNetwork, example: Tensor) -> dict[str, Arm]:
     """What computes a network, by its name: eager torch, and each file, opened again."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"torchscript": Path(folder, "model.pt"), "pt2": Path(folder, "model.pt2")}
-        files["onnxruntime"] = Path(folder, "model.onnx")
         write_torchscript(network, example, files["torchscript"], {})
         write_pt2(network, example, files["pt2"], {})
-        write_onnx(network, example, files["onnxruntime"], {})
+        if all(map(find_spec, PACKAGES["onnx"])):
+            files["onnxruntime"] = Path(folder, "model.onnx")
+            write_onnx(network, example, files["onnxruntime"], {})
         return {"torch": network} | {name: open_exported(path) for name, path in files.items()}
 
 

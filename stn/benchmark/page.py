@@ -12,6 +12,7 @@ HEADS = {
     "layers": "The layer, forward and backward for θ",
     "train": "Training, images a second",
     "data": "Batches, images a second",
+    "export": "Exported networks, images a second",
     "threads": "Threads",
     "start": "From the command to the first batch",
 }
