@@ -94,7 +94,7 @@ def main(runs: int = 20, reports: int = 10) -> None:
 
         lasts = run(folder, new("whole"))
         assert lasts is not None
-        for patience in [draw.uniform(0.55, 1) * lasts for _ in range(3)] + [None]:
+        for patience in [draw.uniform(0.3, 1) * lasts for _ in range(3)] + [None]:
             resumes = (folder / "run" / "checkpoints" / "last.ckpt").exists()
             is_whole = run(folder, ["resume=run"] if resumes else new("run"), patience) is not None
             if is_whole:
