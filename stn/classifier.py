@@ -130,7 +130,7 @@ class Classifier(pl.LightningModule):
         if self.tta == "turns":
             turned = torch.stack([self.net(turn(images, 2 * math.pi * k / TURNS)).float() for k in range(TURNS)])
             surest = turned.softmax(2).amax(2).argmax(0)
-            return turned[surest, torch.arange(len(images), device=surest.device)]
+            return turned.gather(0, surest[None, :, None].expand(1, -1, turned.shape[2]))[0]
         if self.tta == "poses":
             return (self._of_poses(images) + self._of_poses(images.flip(3))).log() - math.log(2)
         views = [images, images.flip(3)]  # the image itself first, see ThetaMonitor
@@ -325,7 +325,7 @@ def turn(images: Tensor, angle: float) -> Tensor:
     points = warp(
         torch.full((1, 1), angle, device=images.device), pixel_centres(*images.shape[2:], device=images.device)
     )
-    return sample(images, points.view(1, *images.shape[2:], 2).expand(len(images), -1, -1, -1))
+    return sample(images, points.view(1, *images.shape[2:], 2).expand(images.shape[0], -1, -1, -1))
 
 
 def versions() -> dict[str, str]:

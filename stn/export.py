@@ -24,7 +24,8 @@ class Options:
     )
     theta: bool = field(default=False, metadata={"help": "whether θ of the transformers is a second output"})
     tta: Literal["none", "mirror", "six", "turns", "poses"] | None = field(
-        default=None, metadata={"help": "the views of an image that are scored: none (the default), mirror or six"}
+        default=None,
+        metadata={"help": "the views of an image that are scored: none (the default), mirror, six, turns or poses"},
     )
     opset: int | None = field(default=None, metadata={"help": "of onnx, 18 (the default) to 23"})
     check: int | Literal["all"] = field(

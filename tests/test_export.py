@@ -21,12 +21,12 @@ from stn import export, exporting
 from stn.build import build_classifier, build_data
 from stn.config import compose
 from stn.errors import InputError
-from stn.formats import ExportedNetwork, open_exported, write_onnx, write_torchscript
+from stn.formats import ExportedNetwork, open_exported, write_onnx, write_pt2, write_torchscript
 from stn.training import train
 
 GRAPHS = {"onnx": "model.onnx", "torchscript": "model.pt", "pt2": "model.pt2"}
 WARPS = ["affine", "affine_exponential", "attention", "bspline", "diffeomorphic", "log_polar", "projective"]
-WARPS += ["rotation", "similarity", "tps", "translation"]
+WARPS += ["rotation", "rotation_classes", "similarity", "tps", "translation"]
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +152,15 @@ def test_every_placement_runs_in_onnxruntime_and_torchscript(overrides: list[str
     write_torchscript(network, pixels(2), tmp_path / "model.pt", {})
     assert difference(network, tmp_path / "model.onnx") < 1e-4
     assert difference(network, tmp_path / "model.pt") < 1e-4
+
+
+@pytest.mark.parametrize("format", GRAPHS)
+@pytest.mark.parametrize("tta", ["turns", "poses"])
+def test_views_are_exported_for_batches_of_any_size(tta: str, format: str, tmp_path: Path) -> None:
+    network = random_network("model/warp=rotation_classes", f"tta={tta}")
+    path = tmp_path / GRAPHS[format]
+    {"onnx": write_onnx, "torchscript": write_torchscript, "pt2": write_pt2}[format](network, pixels(2), path, {})
+    assert difference(network, path) < 1e-4
 
 
 @pytest.mark.parametrize("size", [0.1, 3.0, 20.0])
