@@ -28,6 +28,9 @@ from stn.training import train
 
 IMAGES, OTHERS = 100, 900  # images of the class, and images of other classes, of which the clutter is cut
 EPOCHS = 6
+HIDES_NOTHING = (
+    "it must put the images on a larger canvas, without undo: set data/distortion=clutter data.distortion.canvas=84"
+)
 SHOWN = 20
 
 
@@ -38,18 +41,22 @@ def colocalize(config: DictConfig, category: str, encoder: str | None = None) ->
     encoder: a run on undistorted images; None trains one.
     Returns the content of colocalization.json. Raises InputError for a config or a class that cannot be used.
     """
+    if "_target_" not in (config.data.distortion or {}):  # of conf/colocalize.yaml, what changes a distortion is left
+        raise InputError(f"data.distortion: {HIDES_NOTHING}")
     check(config)
     prepare_process(config)
-    folder, plain = Path(config.folder), config.copy()
+    folder, plain, changed = Path(config.folder), config.copy(), config.copy()
+    changed.callbacks, changed.trainer.max_epochs = {}, EPOCHS
+    changed.trainer.log_every_n_steps = 1
+    trainer = build_trainer(changed, [CropGallery(folder / "figures")])
+    if trainer.world_size > 1:
+        raise InputError(f"all images are in one batch, so trainer.devices must be 1, not {trainer.world_size}")
     plain.data.distortion = plain.data.test_distortion = None
     data = build_data(plain)
     with user_errors("data.distortion"):
         distortion = instantiate(config.data.distortion)
         if distortion is None or distortion.side(data.image_size) == data.image_size:
-            raise ValueError(
-                "it must put the images on a larger canvas, without undo: set data/distortion=clutter "
-                "data.distortion.canvas=84"
-            )
+            raise ValueError(HIDES_NOTHING)
     classes = list(data.classes)
     if category not in classes:
         raise InputError(f"category={category}: there is no such class; {nearest(category, classes)}")
@@ -63,10 +70,6 @@ def colocalize(config: DictConfig, category: str, encoder: str | None = None) ->
     with user_errors("data.distortion"):
         hidden, boxes = hide(images, labels == classes.index(category), distortion, config.seed)
         module = Colocalizer(run.classifier, hidden, boxes)
-    changed = config.copy()
-    changed.callbacks, changed.trainer.max_epochs = {}, EPOCHS
-    changed.trainer.log_every_n_steps = 1
-    trainer = build_trainer(changed, [CropGallery(folder / "figures")])
     start = time.monotonic()
     trainer.fit(module)
     seconds = time.monotonic() - start

@@ -160,7 +160,9 @@ def test_the_command_trains_an_encoder_and_writes_score_and_pictures(command: Co
         (["category=start"], "category=start: there is no such class; did you mean"),
         (["category=star", "data.distortion.canvas=32"], "data.distortion: it must put the images on a larger canvas"),
         (["category=star", "data.distortion.canvas=20"], "canvas must be 32 or more, the side of the images, not 20"),
+        (["category=star", "data/distortion=none"], "data.distortion: it must put the images on a larger canvas"),
         (["category=star", "encoder=nowhere"], "nowhere does not exist"),
+        (["category=star", "trainer.devices=2"], "all images are in one batch, so trainer.devices must be 1, not 2"),
         (["category=star", "trainer.epochs=3"], "trainer has no key 'epochs'"),
     ],
 )
