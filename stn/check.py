@@ -127,6 +127,17 @@ def _check_values(plain: dict[Any, Any]) -> None:
     for key in ("pose_weight", "pose_label_weight"):
         if not fits(plain[key], float) or not 0 <= plain[key] < math.inf:
             raise InputError(f"{key}={plain[key]} must be a number, 0 or more")
+    transformer = plain["model"].get("transformer") or {}
+    learns = plain["pose_weight"] or transformer.get("classifier_gradient") != 0
+    if not learns and plain["model"].get("placement") != "none":
+        raise InputError(
+            "model.transformer.classifier_gradient=0 leaves the transformer nothing to learn from: set pose_weight=1, "
+            "or a gradient above 0"
+        )
+    if plain["pose_weight"] and transformer.get("align_corners"):  # the true poses are those of the edges of pixels
+        raise InputError(
+            f"pose_weight={plain['pose_weight']} needs model.transformer.align_corners=false: leave out one of the two"
+        )
     if not fits(plain["arm"], str | None):
         raise InputError(f"arm={plain['arm']} must be a name or null")
     if plain["compile"] not in (None, *COMPILE_MODES):

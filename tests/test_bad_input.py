@@ -68,6 +68,11 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
             "distortion and test_distortion must have one canvas, not 64 and 32 pixels",
         ),
         ("pose_weight=-1", "pose_weight=-1 must be a number, 0 or more"),
+        ("model.transformer.classifier_gradient=0", "leaves the transformer nothing to learn from: set pose_weight=1"),
+        (
+            "pose_weight=1 model.transformer.align_corners=true",
+            "pose_weight=1 needs model.transformer.align_corners=false",
+        ),
         ("pose_weight=1 model.placement=none", "pose_weight=1 needs a transformer: set model.placement=input"),
         (
             "pose_weight=1 data/distortion=clutter data.distortion.pieces=3 model/warp=rotation",
