@@ -14,7 +14,7 @@ from scipy import stats
 from stn.benchmark import page as speed_page
 from stn.errors import InputError
 from stn.results import RESULTS, experiment, read_results, record
-from stn.results_page import README, changes, colocalized, distorted, front_page, page, warp_of, with_tables
+from stn.results_page import README, changes, colocalized, digits, distorted, front_page, page, warp_of, with_tables
 from stn.training import train
 
 
@@ -108,6 +108,29 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
     assert distorted(results, fewest=4) == ""
 
 
+def test_errors_on_digits_stand_beside_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def runs(accuracies: list[float], distortion: str, canvas: int | None, **more: Any) -> list[dict[str, Any]]:
+        model = {"classifier": {"_target_": "stn.networks.ConvNet"}, "warp": {"_target_": "stn.layers.Affine"}}
+        config = {"model": model | {"placement": "input"}, "pose_weight": 0.0} | more
+        config["data"] = {"distortion": {"_target_": f"stn.data.{distortion}Distortion", "canvas": canvas}}
+        return [{"config": config, "metrics": {"test_accuracy": value}} for value in accuracies]
+
+    found = digits(
+        {
+            "distorted_mnist": runs([0.99, 0.994], "Affine", None),
+            "distorted_mnist,b": runs([0.995], "Affine", 42),
+            "distorted_mnist,c": runs([0.98], "Affine", 60, pose_weight=1.0),
+            "distorted_mnist,d": runs([0.97], "Projective", None),
+            "other": runs([0.1], "Elastic", None),
+        }
+    )
+    assert "| ST-CNN | Affine | published | 0.7 | 0.5 | 0.8 | 1.2 | 1.7 | 3 |" in found
+    assert "| ST-CNN | Affine | measured | 0.80 (0.60 to 1.00) | 0.50 | 3.00 |  |  | 1 or 2 |" in found
+    assert "| ST-CNN | Affine | measured, pose |  |  |  |  | 2.00 | 1 |" in found
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -143,6 +166,7 @@ def test_the_command_makes_the_pages(folder: Path, command: Command) -> None:
     for name in ("results", "docs"):
         (folder.parent / name).mkdir()
     shutil.copy(ROOT / "results" / "published.json", folder.parent / "results")
+    shutil.copy(ROOT / "results" / "jaderberg2015.json", folder.parent / "results")
     shutil.copy(ROOT / "results" / "published_logs.csv", folder.parent / "results")
     shutil.copy(ROOT / "README.md", folder.parent)
     shutil.copy(ROOT / "docs" / "speed.md", folder.parent / "docs")
