@@ -225,6 +225,8 @@ def _check_node(node: Any, path: str) -> None:
 
 def _check_arguments(node: Mapping[str, Any], path: str) -> None:
     """Checks the keys of an object against the signature of its `_target_`."""
+    if not isinstance(node["_target_"], str):
+        raise InputError(f"{path}._target_={node['_target_']} must be the name of a class, such as torch.nn.Linear")
     try:
         target = get_method(node["_target_"])
     except Exception as error:

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from stn.config import compose
 
 VALUES = ("null", "nan", "-inf", "-1", "0", "1e30", "1000000000000", "abc", "true", "[]", "[1,2]", "{a:1}", "''")
+# The second one has objects that the first one lacks, whose keys are tried too.
+BASES = ("", "data/distortion=rts model/warp=rotation_classes model/localization=pose pose_weight=1")
 QUIET = ["callbacks.progress=null", "callbacks.summary=null", "callbacks.warps=null", "trainer.max_epochs=1"]
 
 
@@ -29,20 +31,23 @@ def keys(node: DictConfig, path: str = "") -> Iterator[str]:
         yield where
 
 
-def overrides() -> list[str]:
-    """Every key of the config with every odd value, and every key left out. So many epochs are long, but no mistake."""
-    found = []
-    for key in keys(compose(TINY, "run")):
-        if key in ("resume", "folder"):  # tests of their own
-            continue
-        found += [f"{key}={value}" for value in VALUES] + [f"~{key}", f"+{key}.more=1"]
-    return [text for text in found if text != "trainer.max_epochs=1000000000000"]
+def overrides() -> list[tuple[str, str]]:
+    """Every key of the configs with every odd value, and every key left out, each behind the base that has the key."""
+    found: dict[str, str] = {}
+    for base in BASES:
+        for key in keys(compose([*TINY, *base.split()], "run")):
+            if key in ("resume", "folder"):  # tests of their own
+                continue
+            for text in (*(f"{key}={value}" for value in VALUES), f"~{key}", f"+{key}.more=1"):
+                found.setdefault(text, base)
+    del found["trainer.max_epochs=1000000000000"]  # so many epochs are long, but no mistake
+    return [(base, text) for text, base in found.items()]
 
 
-def outcome(override: str) -> tuple[str, str]:
+def outcome(base: str, override: str) -> tuple[str, str]:
     """What a run does with an override, and the sentence that it says."""
     folder = Path(tempfile.mkdtemp())
-    process = started(folder, "train", (*TINY, *QUIET, override))
+    process = started(folder, "train", (*TINY, *QUIET, *base.split(), override))
     process.join(timeout=10)
     if process.exitcode is None:
         process.kill()
@@ -64,6 +69,6 @@ def outcome(override: str) -> tuple[str, str]:
 
 if __name__ == "__main__":
     first, step = (int(number) for number in (sys.argv[1:] or ("0", "1")))
-    for text in overrides()[first::step]:
-        found, said = outcome(text)
+    for base, text in overrides()[first::step]:
+        found, said = outcome(base, text)
         print(found, text, said, sep="\t", flush=True)
