@@ -78,7 +78,7 @@ class PoseLocalization(nn.Sequential):
     in_channels, image_size: of the images.
     shrink: first averages blocks of shrink x shrink pixels.
     cells: the last map is averaged over cells x cells parts, which become the features.
-    Raises ValueError for values below 1, and when the image is too small for so many stages.
+    Raises ValueError for values below 1, and when the image is too small for so many stages or cells.
     """
 
     def __init__(
@@ -96,6 +96,8 @@ class PoseLocalization(nn.Sequential):
             )
         if (image_size // shrink) >> len(widths) < 1:
             raise ValueError(f"image_size {image_size} is too small for {len(widths)} stages and shrink {shrink}")
+        if cells > image_size:
+            raise ValueError(f"cells must be at most the image_size of {image_size}, not {cells}")
         stages: list[nn.Module] = [nn.AvgPool2d(shrink)] if shrink > 1 else []
         depth = in_channels
         for width in widths:

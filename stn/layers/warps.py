@@ -18,6 +18,7 @@ from stn.layers.sampling import is_traced, sample, without_autocast
 
 LARGEST_LATTICE = 32  # control points a side: one for each pixel of a small image
 MOST_ANGLES = 360
+FARTHEST_REACH = 100  # of the scale, and of the shift in half-widths
 FAR_TURN = math.radians(29)  # two angles that are as far apart are two hypotheses
 
 FOUND_WITHIN = 1e-3  # half-widths: an inverse that misses by more than a hundredth of a pixel in 32 is no inverse
@@ -314,8 +315,8 @@ class RotationClasses(MatrixWarp):
 
     classes: how many angles there are; an odd number, so that one is 0, or any on the full circle.
     span: the range of the angles in degrees, half to each side; 360 for the full circle.
-    largest_scale: and its inverse is the smallest.
-    largest_shift: along each axis, in half-widths.
+    largest_scale: up to 100, and its inverse is the smallest.
+    largest_shift: along each axis, in half-widths, up to 100.
     Raises ValueError for values out of range.
     """
 
@@ -331,9 +332,10 @@ class RotationClasses(MatrixWarp):
         self.periodic = span == 360
         if not self.periodic and classes % 2 == 0:
             raise ValueError(f"classes must be odd unless span is 360 degrees, not {classes}")
-        if not 1 < largest_scale < math.inf or not 0 < largest_shift < math.inf:
+        if not 1 < largest_scale <= FARTHEST_REACH or not 0 < largest_shift <= FARTHEST_REACH:
             raise ValueError(
-                f"largest_scale must be above 1 and largest_shift above 0, not {largest_scale} and {largest_shift}"
+                f"largest_scale must be above 1 and largest_shift above 0, both up to {FARTHEST_REACH}, not "
+                f"{largest_scale} and {largest_shift}"
             )
         self.classes, self.num_params = classes, classes + 3
         self.step = math.radians(span) / (classes if self.periodic else classes - 1)

@@ -39,6 +39,8 @@ def test_a_pose_localization_takes_any_size_and_names_what_is_wrong() -> None:
         assert localization(torch.rand(3, 2, size, size)).shape == (3, localization.out_features) == (3, 54)
     with pytest.raises(ValueError, match="image_size 8 is too small for 3 stages and shrink 2"):
         PoseLocalization(image_size=8, shrink=2)
+    with pytest.raises(ValueError, match="cells must be at most the image_size of 32, not 1000000000000"):
+        PoseLocalization(cells=10**12)
     with pytest.raises(ValueError, match=r"widths \[0\].*must be 1 or more"):
         PoseLocalization([0])
 

@@ -500,6 +500,7 @@ def test_the_pose_loss_is_least_at_the_truth(warp: Warp) -> None:
         ({"classes": 1}, "classes must lie between 2 and 360"),
         ({"span": 400}, "span between 0 and 360"),
         ({"largest_scale": 1}, "largest_scale must be above 1"),
+        ({"largest_shift": 1e30}, "both up to 100, not 2.0 and 1e\\+30"),
         ({"largest_shift": 0}, "largest_shift above 0"),
     ],
 )
