@@ -175,7 +175,7 @@ def test_a_data_root_that_is_a_file(data: str, command: Command, tmp_path: Path)
 
 
 def test_a_data_root_that_is_not_there(command: Command) -> None:
-    refused(command("data=image_folder", "data.root=nowhere"), "nowhere/train is not a folder", "train/<class>/<image>")
+    refused(command("data=image_folder", "data.root=nowhere"), "nowhere is not a folder: set data.root to")
 
 
 @pytest.fixture
@@ -212,11 +212,12 @@ def test_the_home_folder_is_understood(command: Command, tree: Path) -> None:
 
 def test_test_classes_that_are_not_the_training_classes(command: Command, tree: Path) -> None:
     (tree / "test" / "green").rename(tree / "test" / "blue")
-    refused(command(*FOLDER, *QUICK), "the classes of images/test are not those of images/train", "'blue'")
+    refused(command(*FOLDER, *QUICK), "the classes of images/test are others: it lacks 'green' and has 'blue'")
 
 
 def test_an_empty_class(command: Command, tree: Path) -> None:
-    (tree / "train" / "white").mkdir()
+    for split in ("train", "test"):
+        (tree / split / "white").mkdir()
     refused(command(*FOLDER, *QUICK), "the class folder images/train/white is empty")
 
 

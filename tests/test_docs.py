@@ -77,17 +77,17 @@ def small(words: list[str]) -> list[str]:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What pages name: photos of ten classes, new ones, one as JPEG, and RUN, a run on photos, also the latest."""
     folder = tmp_path_factory.mktemp("workshop")
-    data = ShapesDataModule(train_images=300, test_images=20)
-    for split in ("train", "test"):
-        images, labels = data.read(train=split == "train")
+    data = ShapesDataModule(train_images=400, test_images=20)
+    for split in ("photos", "new"):
+        images, labels = data.read(train=split == "photos")
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            path = folder / "photos" / split / f"class {label}" / f"{index}.png"
+            path = folder / split / (f"class {label}" if split == "photos" else "") / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    settings = ["data=image_folder", f"data.root={folder}/photos", "model=convnet_small", "trainer=cpu"]
+    settings = ["data=image_folder", f"data.root={folder}/photos", "data.test_fraction=0.1", "model=convnet_small"]
+    settings += ["trainer=cpu"]
     train(compose([*settings, "trainer.max_epochs=1"], folder / "RUN"))
     shutil.copytree(folder / "RUN", folder / "outputs" / "day" / "time")
-    shutil.copytree(folder / "photos" / "test" / "class 0", folder / "new")
     Image.open(folder / "new" / "0.png").save(folder / "photo.jpg")
     write_mnist(folder / "data", {"train": 300, "t10k": 20})
     return folder

@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 class ImageFolderDataModule(ResidentDataModule):
     """Images from `root`/train/<class>/... and `root`/test/<class>/..., in the formats that PIL decodes.
 
-    root: the folder that holds train/<class>/<image> and test/<class>/<image>.
+    root: the folder that holds train/<class>/<image> and test/<class>/<image>, or <class>/<image> with `test_fraction`.
+    test_fraction: the share of the images of each class that are the test set, chosen by `split_seed`, where `root` has
+        neither train/ nor test/. With 1 all are for testing.
     channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted. With 1 and 3,
         transparent pixels become mid-grey.
     cache: the folder where decoded images are kept for the next run, 4 GiB at most; None to keep none.
@@ -35,12 +37,13 @@ class ImageFolderDataModule(ResidentDataModule):
     Nothing is written to `root`. Images of another size are resized to `image_size`, whatever their shape; the log says
     how many. It also says which files are no images, by their extension; hidden files and folders are left out.
     Raises OSError for a missing folder, and ValueError for an empty class, classes that differ between train and test,
-    a file that cannot be read as an image, or more images than fit into memory; each names the path.
+    a file that cannot be read as an image, more images than fit into memory, or too few to split; each names the path.
     """
 
     def __init__(
         self,
         root: str = "data",
+        test_fraction: float | None = None,
         cache: str | None = None,
         group: str | None = None,
         follow_links: bool = False,
@@ -50,20 +53,28 @@ class ImageFolderDataModule(ResidentDataModule):
         self.cache = Path(os.path.expanduser(cache)) if cache else None  # noqa: PTH111
         self.follow_links = follow_links
         self.group = group
+        self.test_fraction = test_fraction
         # train/ may be missing: a test needs only test/.
-        first = next((split for split in ("train", "test") if (self.root / split).is_dir()), "train")
-        self.classes = class_folders(self.root / first)
+        splits = [split for split in ("train", "test") if (self.root / split).is_dir()]
+        if test_fraction is not None:
+            if not 0 < test_fraction <= 1 or splits or group:
+                why = f"{self.root / splits[0]} is there" if splits else f"group={group}" if group else test_fraction
+                raise ValueError(
+                    "test_fraction must be above 0 and at most 1, without group, and for a folder without train/ and "
+                    f"test/: {why}"
+                )
+            self.classes = class_folders(self.root)
+        else:
+            check_split(self.root, splits)
+            self.classes = class_folders(self.root / splits[0])
         super().__init__(**common)
         if self.channels not in MODES:
             raise ValueError(f"channels must be one of {', '.join(map(str, MODES))} for image files")
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
-        folder = self.root / ("train" if train else "test")
-        odd = sorted(set(class_folders(folder)) ^ set(self.classes))
-        if odd:
-            raise ValueError(
-                f"the classes of {folder} are not those of {self.root / 'train'}: only one of the two has {odd[0]!r}"
-            )
+        folder = self.root if self.test_fraction else self.root / ("train" if train else "test")
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is not a folder: data.root must hold {folder.name}/<class>/<image>")
         allowed = None if self.follow_links else os.path.realpath(self.root)
         check_link(str(folder), allowed)
         files: dict[str, os.stat_result] = {}
@@ -75,6 +86,8 @@ class ImageFolderDataModule(ResidentDataModule):
                 raise ValueError(
                     f"the class folder {folder / name} is empty: it must hold images, such as .jpg, .png, .tif or .gif"
                 )
+            if self.test_fraction:
+                found = self._part(folder / name, found, train)
             files |= found
             labels += [label] * len(found)
             others += more
@@ -82,9 +95,23 @@ class ImageFolderDataModule(ResidentDataModule):
             names = ", ".join([*map(repr, others[:NAMED]), *["…"] * (len(others) > NAMED)])
             are = "files are no images" if len(others) > 1 else "file is no image"
             log.warning("%s: %d %s: %s", folder, len(others), are, names)
+        check_classes(self.root)
         if train and self.group:
             self.groups = groups_of(list(files), self.group)
         return self._images(folder, files), torch.tensor(labels)
+
+    def _part(self, folder: Path, files: dict[str, os.stat_result], train: bool) -> dict[str, os.stat_result]:
+        """The training or the test images among the files of a class."""
+        assert self.test_fraction is not None
+        count = len(files) if self.test_fraction == 1 else max(1, round(self.test_fraction * len(files)))
+        if train and count == len(files):
+            raise ValueError(
+                f"{folder} has {len(files)} image{'s' * (len(files) > 1)}, of which none is left to train on with "
+                f"test_fraction={self.test_fraction}"
+            )
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(self.split_seed)).tolist()
+        chosen = set(order[count:] if train else order[:count])
+        return {path: status for place, (path, status) in enumerate(files.items()) if place in chosen}
 
     def _images(self, folder: Path, files: dict[str, os.stat_result]) -> Tensor:
         """The images of files, uint8 (N, C, H, W), as an earlier run kept them or decoded now."""
@@ -126,12 +153,31 @@ def groups_of(paths: Sequence[str], separator: str) -> Tensor:
     return torch.tensor(found)
 
 
+def check_split(root: Path, splits: Sequence[str]) -> None:
+    """Raises OSError for a folder without train/ and test/."""
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is not a folder: set data.root to the folder of the images")
+    if not splits:
+        said = f"{root / 'train'} is not a folder: data.root must hold train/<class>/<image> and test/<class>/<image>"
+        if any(entry.is_dir() and not entry.name.startswith(".") for entry in root.iterdir()):
+            said += f"; if it holds <class>/<image>, set data.test_fraction=0.2, and a fifth of {root} is the test set"
+        raise NotADirectoryError(said)
+
+
+def check_classes(root: Path) -> None:
+    """Raises ValueError if train/ and test/ are there and their classes differ."""
+    folders = [root / split for split in ("train", "test")]
+    if not all(map(Path.is_dir, folders)):
+        return
+    train, test = (set(class_folders(folder)) for folder in folders)
+    for folder, lacks, more in ((folders[1], train - test, test - train), (folders[0], test - train, train - test)):
+        if lacks:
+            has = f" and has {min(more)!r}" if more else ""
+            raise ValueError(f"the classes of {folder} are others: it lacks {min(lacks)!r}{has}")
+
+
 def class_folders(folder: Path) -> list[str]:
     """Names of the class folders in `folder`, sorted. Raises OSError or ValueError if there are none."""
-    if not folder.is_dir():
-        raise NotADirectoryError(
-            f"{folder} is not a folder: data.root must hold train/<class>/<image> and test/<class>/<image>"
-        )
     with contextlib.suppress(FileNotFoundError):  # torchvision raises it if there are none
         if classes := [name for name in find_classes(folder)[0] if not name.startswith(".")]:
             return classes

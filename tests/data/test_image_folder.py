@@ -114,26 +114,66 @@ def test_a_test_needs_no_training_images(root: Path) -> None:
         module.setup("fit")
 
 
-def test_classes_that_differ_are_named(root: Path) -> None:
-    write(root / "test" / "cat" / "00.png", 1)
-    module = data(root)
-    module.read(train=True)
-    with pytest.raises(ValueError, match=r"the classes of .*test are not those of .*train: only one .* has 'cat'"):
-        module.read(train=False)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"test/bee": "test/bees"}, r"the classes of .*/test are others: it lacks 'bee' and has 'bees'"),
+        ({"test/bee": "bee"}, r"the classes of .*/test are others: it lacks 'bee'$"),
+        ({"train/ant": "ant"}, r"the classes of .*/train are others: it lacks 'ant'$"),
+    ],
+)
+def test_classes_that_differ_are_named(changes: dict[str, str], said: str, root: Path) -> None:
+    for before, after in changes.items():
+        (root / before).rename(root / after)
+    with pytest.raises(ValueError, match=said):
+        data(root).read(train=True)
 
 
 def test_an_empty_class_is_named(root: Path) -> None:
-    (root / "train" / "wasp").mkdir()
+    for split in ("train", "test"):
+        (root / split / "wasp").mkdir()
     with pytest.raises(ValueError, match=r"the class folder .*train/wasp is empty"):
         data(root).read(train=True)
 
 
 def test_a_root_that_is_not_such_a_tree_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"train is not a folder: data.root must hold train/<class>/<image>"):
+    with pytest.raises(OSError, match=r"absent is not a folder: set data.root to the folder of the images"):
         data(tmp_path / "absent")
+    with pytest.raises(
+        OSError, match=r"train is not a folder: data.root must hold train/<class>/<image> and test/[^;]*$"
+    ):
+        data(tmp_path)
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match="has no class folders"):
         data(tmp_path)
+
+
+def test_a_share_of_each_class_is_the_test_set(root: Path) -> None:
+    whole = root / "train"
+    with pytest.raises(
+        OSError, match=r"if it holds <class>/<image>, set data.test_fraction=0.2, and a fifth of .*train"
+    ):
+        data(whole)
+    module, again, other = (data(whole, test_fraction=0.25, split_seed=seed) for seed in (0, 0, 1))
+    (kept, labels), (tested, test_labels) = module.read(train=True), module.read(train=False)
+    assert labels.tolist() == [0] * 6 + [1] * 6 and test_labels.tolist() == [0] * 2 + [1] * 2
+    values = torch.cat((kept, tested))[:, 0, 0, 0].sort().values
+    assert values.tolist() == [*range(8), *range(100, 108)]
+    assert torch.equal(again.read(train=False)[0], tested)
+    assert not torch.equal(other.read(train=False)[0], tested)
+    assert len(data(whole, test_fraction=1).read(train=False)[1]) == 16  # for images that are for testing alone
+
+
+def test_a_share_that_cannot_be_the_test_set_is_named(root: Path) -> None:
+    for options, said in (
+        ({"test_fraction": 0.25}, "for a folder without train/ and test/: .*train is there"),
+        ({"root": str(root / "train"), "test_fraction": 0}, "above 0 and at most 1, .*: 0$"),
+        ({"root": str(root / "train"), "test_fraction": 0.5, "group": "_"}, ": group=_$"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ImageFolderDataModule(**{"root": str(root)} | options)
+    with pytest.raises(ValueError, match="ant has 8 images, of which none is left to train on with test_fraction=1"):
+        data(root / "train", test_fraction=1).read(train=True)
 
 
 def test_every_format_counts_and_other_files_are_told_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -170,6 +210,8 @@ def test_links_out_of_the_root_are_followed_if_asked(where: str, root: Path, tmp
     link = root / where
     if where == "train":
         (root / "train").rename(outside / "train")
+    if where == "train/cat":
+        write(root / "test" / "cat" / "0.png", 1)
     target = {"train/ant/x.png": outside / "cat" / "0.png", "train": outside / "train"}.get(where, outside / "cat")
     link.symlink_to(target)
     with pytest.raises(ValueError, match=f"{link} is a link out of data.root, to {target}: set data.follow_links=true"):
@@ -183,7 +225,8 @@ def test_links_within_the_root_are_followed(root: Path, tmp_path: Path) -> None:
     (root / "train" / "ant" / "x.png").symlink_to(root / "test" / "bee" / "00.png")
     (root / "train" / "ant" / "more").symlink_to("../../test/ant")
     (root / "train" / "ant" / "once").symlink_to("../../test/ant")
-    (root / "train" / "wasp").symlink_to("bee")
+    for split in ("train", "test"):
+        (root / split / "wasp").symlink_to("bee")
     link = tmp_path.parent / f"{tmp_path.name}-link"
     link.symlink_to(root)
     assert torch.equal(data(link).read(train=True)[1].bincount(), torch.tensor([12, 8, 8]))
