@@ -70,7 +70,10 @@ class Comparison:
         """One sentence that says what can be concluded."""
         best, others = self.reference, [row for row in self.rows if row is not self.reference]
         if not others:
-            return f"All runs have the same settings: {self.metric} {spread(list(best.values.values()), self.form)}."
+            values = list(best.values.values())
+            if len(values) == 1 and self.left_out:
+                return f"Only one run is finished, so nothing is compared: {self.metric} {spread(values, self.form)}."
+            return f"All runs have the same settings: {self.metric} {spread(values, self.form)}."
         untested = [row for row in others if row.p is None]
         beaten = [row for row in others if row.p is not None and row.p < LEVEL]
         open_rows = [row for row in others if row.p is not None and row.p >= LEVEL]
@@ -97,6 +100,8 @@ class Comparison:
             return f"{gain:+.1f} points" + ("" if p is None else f", p = {p:.2g}")
 
         gain = 100 * (found.mean - plain.mean)
+        if min(len(plain.values), len(found.values)) < 2:
+            return f"One seed tells little of the transformer: {points(found, plain)}, against the network without it."
         said = f"The transformer {'wins' if gain > 0 else 'loses'} {abs(gain):.1f}"
         ceiling = arms.get("ceiling")
         if ceiling and gain > 0 and ceiling.mean > plain.mean:

@@ -21,8 +21,8 @@ from stn.results import spread, table
 
 LABEL = 44  # letters of a line beside the plot
 TESTS = (
-    "the best with several seeds: by a paired t-test where both have the same three seeds or more, otherwise by "
-    "Welch's t-test; p after Holm's correction."
+    "by a paired t-test where both have the same three seeds or more, otherwise by Welch's t-test; p after Holm's "
+    "correction."
 )
 
 
@@ -46,7 +46,8 @@ def print_report(comparison: Comparison, folder: Path) -> None:
     columns = [column for column in zip(*cells(comparison), strict=True) if any(column[1:])]
     for name, *_ in columns:
         narrowest = 5 if name == "p" else None
-        shown.add_column(name, no_wrap=name not in (comparison.metric, "p"), min_width=narrowest, justify="right")
+        wraps = name in (comparison.metric, "p")
+        shown.add_column(name, no_wrap=not wraps, min_width=narrowest, overflow="fold", justify="right")
     for index, row in enumerate(comparison.rows, 1):
         shown.add_row(Text(row.name), *(column[index] for column in columns))  # no text of a file is markup
     Console().print(shown)
@@ -115,7 +116,10 @@ def cells(comparison: Comparison) -> list[list[str]]:
 def remarks(comparison: Comparison) -> list[str]:
     """What is said below the table."""
     left_out = [f"not counted: {folder}: {reason}" for folder, reason in comparison.left_out.items()]
-    compared = f"Each row is compared with {comparison.reference.name}, {TESTS}"
+    reference = comparison.reference
+    compared = f"Each row is compared with {reference.name}, the best with several seeds: {TESTS}"
+    if len(reference.values) < 2:
+        compared = f"Each row is compared with {reference.name}, without a test, which needs several seeds of each."
     return [*[compared] * (len(comparison.rows) > 1), *comparison.notes, *left_out]
 
 

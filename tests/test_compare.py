@@ -157,9 +157,20 @@ def test_an_answer_needs_both_arms(write: Write) -> None:
     write("two", {"arm": "wider"}, test_accuracy=0.8)
     assert compared("*").answer() is None
     write("three", {"arm": "transformer"}, test_accuracy=0.6)
+    assert compared("*").answer() == (
+        "One seed tells little of the transformer: -10.0 points, against the network without it."
+    )
+    for arm, value in (("plain", 0.7), ("transformer", 0.6)):
+        write(f"{arm}-1", {"arm": arm, "seed": 1}, test_accuracy=value)
     assert str(compared("*").answer()).startswith(
         "The transformer loses 10.0 points (-10.0 points, against the network"
     )
+
+
+def test_one_finished_run_is_no_comparison(write: Write) -> None:
+    write("one", test_accuracy=0.7)
+    write("two")
+    assert compared("*").conclusion() == "Only one run is finished, so nothing is compared: test accuracy 70.00%."
 
 
 def test_the_correction_counts_all_rows(write: Write) -> None:
