@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from stn.layers.sampling import is_traced
+
 
 class ConvLocalization(nn.Sequential):
     """Convolutions, each with max-pool 2 and ReLU, then one hidden layer: (N, C, size, size) -> (N, hidden).
@@ -43,10 +45,22 @@ class ConvLocalization(nn.Sequential):
             raise ValueError(f"image_size {image_size} is too small for kernels {list(kernels)} and shrink {shrink}")
         super().__init__(*stages, nn.Flatten(), nn.Linear(depth * size**2, hidden), nn.ReLU(inplace=True))
         self.out_features = hidden
+        self.shape = (in_channels, image_size, image_size)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Features (N, hidden) of images (N, C, size, size)."""
+        """Features (N, hidden) of images (N, C, size, size). Raises ValueError for images of another shape."""
+        check_shape(image, self.shape)
         return super().forward(image)
+
+
+def check_shape(image: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError for images (N, C, H, W) of another (C, H, W) than a localization was built for."""
+    if not is_traced() and image.shape[1:] != shape:
+        channels, size, _ = shape
+        raise ValueError(
+            f"the localization was built for images {shape}, in_channels={channels} and image_size={size}, and gets "
+            f"{tuple(image.shape[1:])}"
+        )
 
 
 class FullyConnectedLocalization(nn.Sequential):
@@ -67,6 +81,12 @@ class FullyConnectedLocalization(nn.Sequential):
             layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
         super().__init__(*layers)
         self.out_features = hidden[-1]
+        self.shape = (in_channels, image_size, image_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (N, hidden[-1]) of images (N, C, size, size). Raises ValueError for images of another shape."""
+        check_shape(image, self.shape)
+        return super().forward(image)
 
 
 class PoseLocalization(nn.Sequential):

@@ -179,6 +179,8 @@ class SpatialTransformer(nn.Module):
         """The warped image (N, C, h, w), with `append_theta` (N, C + num_looks · P, h, w); and θ on request."""
         if image.ndim != 4:
             raise ValueError(f"a spatial transformer takes (N, C, H, W), not {tuple(image.shape)}")
+        if not image.is_floating_point():
+            raise ValueError(f"a spatial transformer takes floats, not {image.dtype}: divide pixels by 255")
         theta = self.theta(image)
         if not self.training:  # a training step must not wait for a result
             check_finite(theta)

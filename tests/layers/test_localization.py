@@ -45,6 +45,13 @@ def test_a_pose_localization_takes_any_size_and_names_what_is_wrong() -> None:
         PoseLocalization([0])
 
 
+@pytest.mark.parametrize("family", [ConvLocalization, FullyConnectedLocalization])
+def test_images_of_another_shape_are_told(family: type[ConvLocalization | FullyConnectedLocalization]) -> None:
+    for shape in ((3, 64, 64), (1, 32, 32)):
+        with pytest.raises(ValueError, match="in_channels=3 and image_size=32, and gets .*(64, 64|1, 32)"):
+            family()(torch.rand(2, *shape))
+
+
 def test_a_fully_connected_localization_has_linear_layers_alone() -> None:
     localization = FullyConnectedLocalization([4, 6], in_channels=2, image_size=5)
     assert localization(torch.rand(3, 2, 5, 5)).shape == (3, localization.out_features) == (3, 6)
