@@ -1,4 +1,4 @@
-# make demo: set up everything and watch a transformer learn, in about two minutes.
+# make demo: set up everything and watch a transformer learn, in a few minutes, most of which installs PyTorch.
 # make test: set up everything, then lint, types and tests.
 # make test-lowest: the tests with the lowest versions that pyproject.toml admits, in an environment of their own.
 PYTHON ?= python3

@@ -157,7 +157,10 @@ def _explain_unknown_key(full_key: str, parent: Any) -> str:
             return f"{key}: there is no group {key!r}; write {dotted}=… for a key, or {nearest(key, sorted(groups))}"
         if key in groups:
             return f"{key}: it is left out by ~{key}, but something else in the config needs it"
-        return f"{key}: the config has no key and no group {key!r}; {nearest(key, [*keys, *groups])}"
+        nodes = {name: parent._get_node(name) for name in keys}
+        inner = [f"{name}.{key}" for name, node in nodes.items() if isinstance(node, DictConfig) and key in node]
+        meant = f"did you mean {inner[0]!r}?" if inner else nearest(key, [*keys, *groups])
+        return f"{key}: the config has no key and no group {key!r}; {meant}"
     if "_target_" in keys and key in arguments_of(get_method(parent["_target_"]))[0]:
         return f"{full_key} is not in the config, which uses its default: set it with +{full_key}=…"
     return f"{full_key}: {path} has no key {key!r}; {nearest(key, [name for name in keys if name != '_target_'])}"

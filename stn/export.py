@@ -58,7 +58,8 @@ def main() -> None:
         print(f"{found.path}, {found.path.stat().st_size / 2**20:,.1f} MiB: {found.signature}")
         own = run.classifier.tta
         if found.metadata["tta"] != own:
-            print(f"it scores tta={found.metadata['tta']}, where predict and evaluate score tta={own} of this run")
+            scored = found.metadata["tta"]
+            print(f"it scores tta={scored}, where predict and evaluate score tta={own}: set tta={own} for the same")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,9 @@ def open_exported(path: Path, allow: Sequence[str] = ()) -> Callable[[Tensor], t
         classifier = Run.open(path, allow).classifier
         return lambda pixels: (classifier(pixels).softmax(dim=1),)
     if path.suffix == ".pt2":
-        module = torch.export.load(path).module()
+        with warnings.catch_warnings():  # of torch 2.11, about a buffer that it copies
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            module = torch.export.load(path).module()
     else:
         with torch_jit():
             module = torch.jit.load(path)

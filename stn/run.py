@@ -137,8 +137,9 @@ class Run:
         """
         data = build_data(config, trainer)
         if list(data.classes) != self.classes:
-            odd = sorted(set(data.classes) ^ set(self.classes))
-            differ = f"only one of the two has {odd[0]!r}" if odd else "they are in another order"
+            lacks, more = sorted(set(self.classes) - {*data.classes}), sorted(set(data.classes) - {*self.classes})
+            said = [f"they lack {name!r}" for name in lacks[:1]] + [f"they have {name!r} besides" for name in more[:1]]
+            differ = " and ".join(said) or "they are in another order"
             raise InputError(
                 f"the classes of the data ({len(data.classes)}) are not those of {self.checkpoint} "
                 f"({len(self.classes)}), {differ}: give data of the same classes"

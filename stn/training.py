@@ -216,9 +216,10 @@ def warn_of_few_images(trainer: pl.Trainer, data: ResidentDataModule) -> None:
     held_out, chooser = len(data.labels["val"]), trainer.checkpoint_callback
     if held_out < FEW_IMAGES and data.validate_on != "test" and getattr(chooser, "monitor", None):
         log.warning(
-            "the tested epoch is chosen by %d held-out images, much by chance: raise data.val_fraction, or test "
-            "the last epoch by callbacks.checkpoint=null",
+            "the tested epoch is chosen by %d held-out images, much by chance: hold out %d by data.val_fraction, or "
+            "test the last epoch by callbacks.checkpoint=null",
             held_out,
+            FEW_IMAGES,
         )
 
 

@@ -220,6 +220,7 @@ def test_values_out_of_range_are_named_where_they_stand(override: str, part: str
     ("overrides", "said"),
     [
         (["data.batchsize=3"], "data.batchsize: data has no key 'batchsize'; did you mean 'batch_size'?"),
+        (["max_epochs=3"], "no key and no group 'max_epochs'; did you mean 'trainer.max_epochs'?"),
         (["optimizr=sgd"], "optimizr: the config has no key and no group 'optimizr'; did you mean 'optimizer'?"),
         (["model=lenett"], "model=lenett: there is no such model; did you mean 'lenet'?"),
         (

@@ -148,7 +148,7 @@ def fewer(content: dict[str, Any]) -> None:
         (narrow, "best.ckpt has weights that do not fit the network it describes"),
         (fewer, "best.ckpt has weights that do not fit the network it describes"),
         (unknown, "best.ckpt: _target_=stn.layers.Wrap is not a part of this version of stn"),
-        (renamed, "only one of the two has 'ell': give data of the same classes"),
+        (renamed, "they lack 'hat' and they have 'ell' besides: give data of the same classes"),
         (swapped, "they are in another order: give data of the same classes"),
         (dict.clear, "best.ckpt is not a checkpoint of stn.train: give another checkpoint"),
     ],

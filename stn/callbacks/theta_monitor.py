@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class ThetaMonitor(pl.Callback):
     """Logs θ over the validation set: `ThetaStatistics` as <transformer>/<name>, and for TensorBoard `log_theta`.
 
-    If several views of each image are scored, all count. It warns when more than half of the images are lost.
+    If several views of each image are scored, all count. It warns once when more than half of the images are lost.
 
     If the data has poses, it logs <transformer>/pose_error_pixels of the validation set and
     test/<transformer>_pose_error_pixels of the test set, see `PoseError`. Only transformers on the image have one.
@@ -27,6 +27,7 @@ class ThetaMonitor(pl.Callback):
     def __init__(self) -> None:
         self.records: dict[str, list[ThetaRecord]] = {}
         self._recording = ExitStack()
+        self._told: set[str] = set()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.records = self._recording.enter_context(recording(pl_module.get_submodule("net")))
@@ -52,10 +53,12 @@ class ThetaMonitor(pl.Callback):
             values = statistics.compute()
             # The values are the same in all processes; sync_dist only avoids Lightning's warning.
             pl_module.log_dict({f"{name}/{key}": value for key, value in values.items()}, sync_dist=True)
-            if values["lost"] > 0.5 and trainer.is_global_zero:
+            if values["lost"] > 0.5 and trainer.is_global_zero and name not in self._told:
+                self._told.add(name)
                 log.warning(
                     "%s has lost the image: in %.0f %% of the validation images it reads beyond the border, or a line "
-                    "or a point. Try a lower optimizer.localization_lr_scale.",
+                    "or a point. If that lasts beyond the first epochs, set optimizer.localization_lr_scale to a third "
+                    "or less of what it is.",
                     name,
                     100 * values["lost"],
                 )
