@@ -127,7 +127,8 @@ def _check_values(plain: dict[Any, Any]) -> None:
     for key in ("pose_weight", "pose_label_weight"):
         if not fits(plain[key], float) or not 0 <= plain[key] < math.inf:
             raise InputError(f"{key}={plain[key]} must be a number, 0 or more")
-    transformer = plain["model"].get("transformer") or {}
+    transformer = plain["model"].get("transformer")
+    transformer = transformer if isinstance(transformer, dict) else {}  # what else it is, its own check tells
     learns = plain["pose_weight"] or transformer.get("classifier_gradient") != 0
     if not learns and plain["model"].get("placement") != "none":
         raise InputError(

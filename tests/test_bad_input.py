@@ -68,6 +68,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
             "distortion and test_distortion must have one canvas, not 64 and 32 pixels",
         ),
         ("pose_weight=-1", "pose_weight=-1 must be a number, 0 or more"),
+        ("model.transformer=nan", "model.transformer"),
         ("model.transformer.classifier_gradient=0", "leaves the transformer nothing to learn from: set pose_weight=1"),
         (
             "pose_weight=1 model.transformer.align_corners=true",

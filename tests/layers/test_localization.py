@@ -48,7 +48,7 @@ def test_a_pose_localization_takes_any_size_and_names_what_is_wrong() -> None:
 @pytest.mark.parametrize("family", [ConvLocalization, FullyConnectedLocalization])
 def test_images_of_another_shape_are_told(family: type[ConvLocalization | FullyConnectedLocalization]) -> None:
     for shape in ((3, 64, 64), (1, 32, 32)):
-        with pytest.raises(ValueError, match="in_channels=3 and image_size=32, and gets .*(64, 64|1, 32)"):
+        with pytest.raises(ValueError, match=r"in_channels=3 and image_size=32, and gets .*(64, 64|1, 32)"):
             family()(torch.rand(2, *shape))
 
 

@@ -479,3 +479,8 @@ def test_the_share_of_the_gradient_that_reaches_theta(share: float) -> None:
 def test_a_share_of_the_gradient_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="classifier_gradient must lie between 0 and 1, not 2"):
         SpatialTransformer(ConvLocalization(), classifier_gradient=2)
+
+
+def test_pixels_that_are_no_floats_are_told() -> None:
+    with pytest.raises(ValueError, match=r"takes floats, not torch\.uint8: divide pixels by 255"):
+        SpatialTransformer(ConvLocalization())(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
