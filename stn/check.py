@@ -14,7 +14,7 @@ from typing import Any, Literal
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from stn.errors import InputError, nearest
+from stn.errors import InputError, nearest, nearest_key
 
 GROUPS = ("data", "model", "optimizer", "trainer", "callbacks", "logger")
 TOP_LEVEL_KEYS = (
@@ -62,7 +62,7 @@ WITHOUT_EFFECT = (
     (("callbacks.warps", "callbacks.theta"), "model.placement", ("none",)),
     (("optimizer.warmup",), "optimizer.schedule", ("constant", "cosine")),
     (("optimizer.momentum", "optimizer.nesterov"), "optimizer.algorithm", ("adamw",)),
-    (("data.val_fraction", "data.split_seed"), "data.validate_on", ("test",)),
+    (("data.val_fraction",), "data.validate_on", ("test",)),
 )
 
 
@@ -100,7 +100,8 @@ def _check_parts(plain: dict[Any, Any]) -> None:
     for key, value in plain.items():
         if key not in (*GROUPS, *TOP_LEVEL_KEYS):
             raise InputError(
-                f"{key}={value}: the config has no key and no group {key!r}; {nearest(key, GROUPS + TOP_LEVEL_KEYS)}"
+                f"{key}={value}: the config has no key and no group {key!r}; "
+                f"{nearest_key(key, plain, GROUPS + TOP_LEVEL_KEYS)}"
             )
     for group in ("callbacks", "logger"):
         for key, value in plain[group].items():
@@ -127,18 +128,6 @@ def _check_values(plain: dict[Any, Any]) -> None:
     for key in ("pose_weight", "pose_label_weight"):
         if not fits(plain[key], float) or not 0 <= plain[key] < math.inf:
             raise InputError(f"{key}={plain[key]} must be a number, 0 or more")
-    transformer = plain["model"].get("transformer")
-    transformer = transformer if isinstance(transformer, dict) else {}  # what else it is, its own check tells
-    learns = plain["pose_weight"] or transformer.get("classifier_gradient") != 0
-    if not learns and plain["model"].get("placement") != "none":
-        raise InputError(
-            "model.transformer.classifier_gradient=0 leaves the transformer nothing to learn from: set pose_weight=1, "
-            "or a gradient above 0"
-        )
-    if plain["pose_weight"] and transformer.get("align_corners"):  # the true poses are those of the edges of pixels
-        raise InputError(
-            f"pose_weight={plain['pose_weight']} needs model.transformer.align_corners=false: leave out one of the two"
-        )
     if not fits(plain["arm"], str | None):
         raise InputError(f"arm={plain['arm']} must be a name or null")
     if plain["compile"] not in (None, *COMPILE_MODES):

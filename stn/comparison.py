@@ -71,8 +71,8 @@ class Comparison:
         best, others = self.reference, [row for row in self.rows if row is not self.reference]
         if not others:
             values = list(best.values.values())
-            if len(values) == 1 and self.left_out:
-                return f"Only one run is finished, so nothing is compared: {self.metric} {spread(values, self.form)}."
+            if len(values) == 1:
+                return f"Only one run counts, so nothing is compared: {self.metric} {spread(values, self.form)}."
             return f"All runs have the same settings: {self.metric} {spread(values, self.form)}."
         untested = [row for row in others if row.p is None]
         beaten = [row for row in others if row.p is not None and row.p < LEVEL]

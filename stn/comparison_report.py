@@ -119,7 +119,9 @@ def remarks(comparison: Comparison) -> list[str]:
     reference = comparison.reference
     compared = f"Each row is compared with {reference.name}, the best with several seeds: {TESTS}"
     if len(reference.values) < 2:
-        compared = f"Each row is compared with {reference.name}, without a test, which needs several seeds of each."
+        compared = (
+            f"Each row is compared with {reference.name}, the best, without a test: it needs several seeds of each."
+        )
     return [*[compared] * (len(comparison.rows) > 1), *comparison.notes, *left_out]
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from stn.check import GROUPS, arguments_of
-from stn.errors import InputError, nearest
+from stn.errors import InputError, nearest, nearest_key
 
 # torch is imported where it is needed: --help and --cfg job must not wait for it.
 
@@ -157,9 +157,8 @@ def _explain_unknown_key(full_key: str, parent: Any) -> str:
             return f"{key}: there is no group {key!r}; write {dotted}=… for a key, or {nearest(key, sorted(groups))}"
         if key in groups:
             return f"{key}: it is left out by ~{key}, but something else in the config needs it"
-        nodes = {name: parent._get_node(name) for name in keys}
-        inner = [f"{name}.{key}" for name, node in nodes.items() if isinstance(node, DictConfig) and key in node]
-        meant = f"did you mean {inner[0]!r}?" if inner else nearest(key, [*keys, *groups])
+        plain: Any = OmegaConf.to_container(parent) if isinstance(parent, DictConfig) else {}
+        meant = nearest_key(key, plain, [*keys, *groups])
         return f"{key}: the config has no key and no group {key!r}; {meant}"
     if "_target_" in keys and key in arguments_of(get_method(parent["_target_"]))[0]:
         return f"{full_key} is not in the config, which uses its default: set it with +{full_key}=…"

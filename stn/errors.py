@@ -2,9 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 
 class InputError(ValueError):
@@ -60,6 +61,12 @@ def require(extra: str, *packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise InputError(f'{missing[0]} is not installed: pip install ".[{extra}]"')
+
+
+def nearest_key(word: str, config: Mapping[str, Any], choices: Iterable[object]) -> str:
+    """As `nearest`, for a key at the top of a config, unless one of its groups has that key."""
+    inner = [f"{group}.{word}" for group, node in config.items() if isinstance(node, Mapping) and word in node]
+    return f"did you mean {inner[0]!r}?" if inner else nearest(word, choices)
 
 
 def nearest(word: str, choices: Iterable[object]) -> str:

@@ -47,11 +47,11 @@ class ConvNet(nn.Sequential):
                 "channels and kernels must be two numbers each, 1 or more, and hidden 0 or more, not "
                 f"{list(channels)}, {list(kernels)} and {hidden}"
             )
+        features = channels[1] * size_after_pools(image_size, kernels) ** 2
         first, second = (
             nn.Conv2d(before, width, kernel)
             for before, width, kernel in zip((in_channels, channels[0]), channels, kernels, strict=True)
         )
-        features = channels[1] * size_after_pools(image_size, kernels) ** 2
         between: list[nn.Module] = []
         if hidden:
             between, features = [nn.Linear(features, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout)], hidden
@@ -74,8 +74,11 @@ class FullyConnected(nn.Sequential):
     def __init__(
         self, hidden: Sequence[int] = (256, 256), in_channels: int = 3, num_classes: int = 10, image_size: int = 32
     ) -> None:
-        if len(hidden) < 2 or min(hidden) < 1:
-            raise ValueError(f"hidden must be two numbers or more, each 1 or more, not {list(hidden)}")
+        if len(hidden) < 2 or min(*hidden, in_channels, image_size) < 1:
+            raise ValueError(
+                f"hidden must be two numbers or more, and in_channels and image_size one each, all 1 or more, not "
+                f"{list(hidden)}, {in_channels} and {image_size}"
+            )
         features = in_channels * image_size**2
         layers = [
             nn.Sequential(nn.Linear(before, after), nn.ReLU(inplace=True))

@@ -181,7 +181,10 @@ def digits(results: Mapping[str, Sequence[Result]]) -> str:
             has_transformer = model["placement"] != "none"
             warp = model["warp"]["_target_"].rpartition(".")[2] if has_transformer else ""
             row = ("ST-" * has_transformer + network, warp, "measured" + ", pose" * bool(weight))
-            found[row][kind_of(runs[0]["config"]["data"]["distortion"])] = runs
+            if kind := kind_of(runs[0]["config"]["data"]["distortion"] or {}):
+                if kind in found[row]:
+                    raise InputError(f"{name}: there is another result of {' '.join(row)} on {kind}: keep one of them")
+                found[row][kind] = runs
     for row, errors in sorted(found.items()):
         cells, seeds = [], set()
         for column in columns:
@@ -192,11 +195,13 @@ def digits(results: Mapping[str, Sequence[Result]]) -> str:
     return table(rows)
 
 
-def kind_of(distortion: Mapping[str, Any]) -> str:
-    """The paper's name of a distortion of digits: R, RTS, P, E or TC."""
-    of_canvas = {42: "RTS", 60: "TC"}.get(distortion["canvas"], "R")
-    of_family = {"ProjectiveDistortion": "P", "ElasticDistortion": "E"}
-    return of_family.get(distortion["_target_"].rpartition(".")[2], of_canvas)
+def kind_of(distortion: Mapping[str, Any]) -> str | None:
+    """The paper's name of a distortion of digits: R, RTS, P, E or TC. None for another one."""
+    family, canvas = str(distortion.get("_target_")).rpartition(".")[2], distortion.get("canvas")
+    if family == "AffineDistortion":
+        is_rotation = canvas is None and distortion["rotation"] == 90 and distortion["scale"] == [1.0, 1.0]
+        return "R" if is_rotation else {42: "RTS", 60: "TC"}.get(canvas or 0)
+    return {"ProjectiveDistortion": "P", "ElasticDistortion": "E"}.get(family)
 
 
 def colocalized() -> str:

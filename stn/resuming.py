@@ -56,7 +56,7 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     if changed.trainer.max_epochs != before and not is_constant:
         raise InputError(
             f"trainer.max_epochs={changed.trainer.max_epochs} cannot be set on resuming: the schedule "
-            f"{config.optimizer.schedule} ends after {before} epochs; only a constant schedule can have others"
+            f"{config.optimizer.schedule} ends after {before} epochs; only a constant schedule can have more or fewer"
         )
     epoch = state["stn"]["epoch"]
     # A run that was interrupted in its test goes on too: the test is made then.

@@ -60,6 +60,7 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
     LostProcessError, and KeyboardInterrupt after Ctrl-C are raised after the results so far are reported.
     """
     check(config)
+    check_learning(config)
     prepare_process(config)
     folder = Path(config.folder)
     if rank() > 0:  # the first process holds the folder
@@ -190,6 +191,20 @@ def fit(
             raise
         raise InputError(f"{checkpoint} does not hold the state of a run of this config: {error}") from error
     return trainer, classifier, found[0] if found else None
+
+
+def check_learning(config: DictConfig) -> None:
+    """Raises InputError for a transformer that has nothing to learn from, or would learn other poses than the true."""
+    weight, transformer = config.pose_weight, config.model.get("transformer")
+    if not isinstance(transformer, DictConfig):
+        return
+    if not weight and transformer.get("classifier_gradient") == 0 and config.model.get("placement") != "none":
+        raise InputError(
+            "model.transformer.classifier_gradient=0 leaves the transformer nothing to learn from: set pose_weight=1, "
+            "or a gradient above 0"
+        )
+    if weight and transformer.get("align_corners"):  # the true poses are those of the edges of pixels
+        raise InputError(f"pose_weight={weight} needs model.transformer.align_corners=false: leave out one of the two")
 
 
 def check_poses(config: DictConfig, data: ResidentDataModule, classifier: Classifier) -> None:

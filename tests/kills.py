@@ -59,10 +59,11 @@ def kill_reports(folder: Path, count: int, draw: random.Random) -> collections.C
     new = undated(page)
     for number in range(count):
         page.write_text("the report before")
-        run(folder, report, draw.uniform(0.2, 1.1) * lasts, verb="report")
+        ended = run(folder, report, draw.uniform(0.2, 1.1) * lasts, verb="report") is not None
         assert undated(page) in ("the report before", new)
         assert contents(folder / "whole") == before
-        found["a new report" if undated(page) == new else "the report before"] += 1
+        left = "a new report" if undated(page) == new else "the report before"
+        found["ended before it was killed" if ended else left] += 1
         print(f"{number + 1} of {count} reports: {dict(found)}", file=sys.stderr)
     return found
 

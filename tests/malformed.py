@@ -71,4 +71,4 @@ if __name__ == "__main__":
     first, step = (int(number) for number in (sys.argv[1:] or ("0", "1")))
     for base, text in overrides()[first::step]:
         found, said = outcome(base, text)
-        print(found, text, said, sep="\t", flush=True)
+        print(found, f"{base} {text}".strip(), said, sep="\t", flush=True)

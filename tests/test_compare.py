@@ -170,7 +170,7 @@ def test_an_answer_needs_both_arms(write: Write) -> None:
 def test_one_finished_run_is_no_comparison(write: Write) -> None:
     write("one", test_accuracy=0.7)
     write("two")
-    assert compared("*").conclusion() == "Only one run is finished, so nothing is compared: test accuracy 70.00%."
+    assert compared("*").conclusion() == "Only one run counts, so nothing is compared: test accuracy 70.00%."
 
 
 def test_the_correction_counts_all_rows(write: Write) -> None:

@@ -162,6 +162,7 @@ def test_everything_trains_50_epochs_unless_a_preset_says_otherwise(composed: Co
         ("seed=-1", "seed=-1 must be a whole number from 0 to 4294967295"),
         ("seed=4294967296", "seed=4294967296 must be a whole number from 0 to"),
         ("seed=one", "seed=one must be a whole number from 0 to"),
+        ("+max_epochs=3", r"no key and no group 'max_epochs'; did you mean 'trainer\.max_epochs'\?"),
         ("+sede=3", r"sede=3: the config has no key and no group 'sede'; did you mean 'seed'\?"),
         ("~trainer", "trainer=None: the config needs trainer"),
         ("+model.warp.size=3", "model.warp.size=3: model.warp has no key 'size'; it takes none"),

@@ -114,7 +114,8 @@ def test_errors_on_digits_stand_beside_the_published_ones(monkeypatch: pytest.Mo
     def runs(accuracies: list[float], distortion: str, canvas: int | None, **more: Any) -> list[dict[str, Any]]:
         model = {"classifier": {"_target_": "stn.networks.ConvNet"}, "warp": {"_target_": "stn.layers.Affine"}}
         config = {"model": model | {"placement": "input"}, "pose_weight": 0.0} | more
-        config["data"] = {"distortion": {"_target_": f"stn.data.{distortion}Distortion", "canvas": canvas}}
+        warp = {"_target_": f"stn.data.{distortion}Distortion", "canvas": canvas, "rotation": 90, "scale": [1.0, 1.0]}
+        config["data"] = {"distortion": warp}
         return [{"config": config, "metrics": {"test_accuracy": value}} for value in accuracies]
 
     found = digits(

@@ -57,10 +57,11 @@ class ThetaMonitor(pl.Callback):
                 self._told.add(name)
                 log.warning(
                     "%s has lost the image: in %.0f %% of the validation images it reads beyond the border, or a line "
-                    "or a point. If that lasts beyond the first epochs, set optimizer.localization_lr_scale to a third "
-                    "or less of what it is.",
+                    "or a point. If %s/lost stays high after the first epochs, set optimizer.localization_lr_scale to "
+                    "a third or less of what it is.",
                     name,
                     100 * values["lost"],
+                    name,
                 )
             self._log_pose_error(trainer, pl_module, name, module, "val", f"{name}/")
             for logger in trainer.loggers:

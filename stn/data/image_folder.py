@@ -1,6 +1,7 @@
 """Any tree of images, one folder for each class: the user's own, or CIFAR-10 as files."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import stat
@@ -24,8 +25,9 @@ class ImageFolderDataModule(ResidentDataModule):
     """Images from `root`/train/<class>/... and `root`/test/<class>/..., in the formats that PIL decodes.
 
     root: the folder that holds train/<class>/<image> and test/<class>/<image>, or <class>/<image> with `test_fraction`.
-    test_fraction: the share of the images of each class that are the test set, chosen by `split_seed`, where `root` has
-        neither train/ nor test/. With 1 all are for testing.
+    test_fraction: about the share of the images of each class that are the test set, where `root` has neither train/
+        nor test/. Which ones follows from their names and `split_seed`, so that more images change nothing. With 1 all
+        are for testing.
     channels: 1 for grey, 2 for grey and transparency, 3 for RGB, 4 for RGBA; every image is converted. With 1 and 3,
         transparent pixels become mid-grey.
     cache: the folder where decoded images are kept for the next run, 4 GiB at most; None to keep none.
@@ -60,8 +62,8 @@ class ImageFolderDataModule(ResidentDataModule):
             if not 0 < test_fraction <= 1 or splits or group:
                 why = f"{self.root / splits[0]} is there" if splits else f"group={group}" if group else test_fraction
                 raise ValueError(
-                    "test_fraction must be above 0 and at most 1, without group, and for a folder without train/ and "
-                    f"test/: {why}"
+                    "test_fraction must be null, or above 0 and at most 1 for a folder without train/ and test/, "
+                    f"without group: {why}"
                 )
             self.classes = class_folders(self.root)
         else:
@@ -77,6 +79,7 @@ class ImageFolderDataModule(ResidentDataModule):
             raise NotADirectoryError(f"{folder} is not a folder: data.root must hold {folder.name}/<class>/<image>")
         allowed = None if self.follow_links else os.path.realpath(self.root)
         check_link(str(folder), allowed)
+        check_classes(self.root)
         files: dict[str, os.stat_result] = {}
         labels: list[int] = []
         others: list[str] = []
@@ -91,11 +94,10 @@ class ImageFolderDataModule(ResidentDataModule):
             files |= found
             labels += [label] * len(found)
             others += more
-        if others:
+        if others and (train or not self.test_fraction):  # which reads the same folders twice
             names = ", ".join([*map(repr, others[:NAMED]), *["…"] * (len(others) > NAMED)])
             are = "files are no images" if len(others) > 1 else "file is no image"
             log.warning("%s: %d %s: %s", folder, len(others), are, names)
-        check_classes(self.root)
         if train and self.group:
             self.groups = groups_of(list(files), self.group)
         return self._images(folder, files), torch.tensor(labels)
@@ -103,15 +105,17 @@ class ImageFolderDataModule(ResidentDataModule):
     def _part(self, folder: Path, files: dict[str, os.stat_result], train: bool) -> dict[str, os.stat_result]:
         """The training or the test images among the files of a class."""
         assert self.test_fraction is not None
-        count = len(files) if self.test_fraction == 1 else max(1, round(self.test_fraction * len(files)))
-        if train and count == len(files):
+        places = {path: place_of(os.path.relpath(path, folder), self.split_seed) for path in files}
+        first, *_, last = sorted(files, key=places.__getitem__) * 2
+        tested = {path for path in files if places[path] < self.test_fraction or path == first}
+        if self.test_fraction < 1:
+            tested.discard(last)
+        if not tested or (train and len(tested) == len(files)):
             raise ValueError(
-                f"{folder} has {len(files)} image{'s' * (len(files) > 1)}, of which none is left to train on with "
+                f"{folder} has {len(files)} image{'s' * (len(files) > 1)}, too few to train and to test on with "
                 f"test_fraction={self.test_fraction}"
             )
-        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(self.split_seed)).tolist()
-        chosen = set(order[count:] if train else order[:count])
-        return {path: status for place, (path, status) in enumerate(files.items()) if place in chosen}
+        return {path: status for path, status in files.items() if (path in tested) != train}
 
     def _images(self, folder: Path, files: dict[str, os.stat_result]) -> Tensor:
         """The images of files, uint8 (N, C, H, W), as an earlier run kept them or decoded now."""
@@ -151,6 +155,12 @@ def groups_of(paths: Sequence[str], separator: str) -> Tensor:
             raise ValueError(f"group={separator} is not in the name of {path}: each name must begin with its group")
         found.append(numbers.setdefault((folder, group), len(numbers)))
     return torch.tensor(found)
+
+
+def place_of(name: str, seed: int) -> float:
+    """A number in [0, 1) that follows from the name of a file and a seed, and is evenly distributed."""
+    digest = hashlib.blake2b(f"{seed} ".encode() + os.fsencode(name), digest_size=6).digest()
+    return int.from_bytes(digest) / 2**48
 
 
 def check_split(root: Path, splits: Sequence[str]) -> None:

@@ -45,7 +45,7 @@ class ConvLocalization(nn.Sequential):
             raise ValueError(f"image_size {image_size} is too small for kernels {list(kernels)} and shrink {shrink}")
         super().__init__(*stages, nn.Flatten(), nn.Linear(depth * size**2, hidden), nn.ReLU(inplace=True))
         self.out_features = hidden
-        self.shape = (in_channels, image_size, image_size)
+        self.shape = (int(in_channels), int(image_size), int(image_size))
 
     def forward(self, image: Tensor) -> Tensor:
         """Features (N, hidden) of images (N, C, size, size). Raises ValueError for images of another shape."""
@@ -81,7 +81,7 @@ class FullyConnectedLocalization(nn.Sequential):
             layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
         super().__init__(*layers)
         self.out_features = hidden[-1]
-        self.shape = (in_channels, image_size, image_size)
+        self.shape = (int(in_channels), int(image_size), int(image_size))
 
     def forward(self, image: Tensor) -> Tensor:
         """Features (N, hidden[-1]) of images (N, C, size, size). Raises ValueError for images of another shape."""

@@ -125,8 +125,9 @@ def test_a_test_needs_no_training_images(root: Path) -> None:
 def test_classes_that_differ_are_named(changes: dict[str, str], said: str, root: Path) -> None:
     for before, after in changes.items():
         (root / before).rename(root / after)
-    with pytest.raises(ValueError, match=said):
-        data(root).read(train=True)
+    for train in (True, False):
+        with pytest.raises(ValueError, match=said):
+            data(root).read(train=train)
 
 
 def test_an_empty_class_is_named(root: Path) -> None:
@@ -156,24 +157,32 @@ def test_a_share_of_each_class_is_the_test_set(root: Path) -> None:
         data(whole)
     module, again, other = (data(whole, test_fraction=0.25, split_seed=seed) for seed in (0, 0, 1))
     (kept, labels), (tested, test_labels) = module.read(train=True), module.read(train=False)
-    assert labels.tolist() == [0] * 6 + [1] * 6 and test_labels.tolist() == [0] * 2 + [1] * 2
+    assert set(labels.tolist()) == set(test_labels.tolist()) == {0, 1} and len(test_labels) < len(labels)
     values = torch.cat((kept, tested))[:, 0, 0, 0].sort().values
     assert values.tolist() == [*range(8), *range(100, 108)]
     assert torch.equal(again.read(train=False)[0], tested)
     assert not torch.equal(other.read(train=False)[0], tested)
     assert len(data(whole, test_fraction=1).read(train=False)[1]) == 16  # for images that are for testing alone
+    for index in range(100, 300):
+        write(whole / "bee" / f"{index}.png", 50)
+    more = again.read(train=False)[0]
+    assert torch.equal(more[more[:, 0, 0, 0] != 50], tested)  # none that was trained on is tested
+    assert 30 < len(more) - len(tested) < 70
 
 
 def test_a_share_that_cannot_be_the_test_set_is_named(root: Path) -> None:
     for options, said in (
-        ({"test_fraction": 0.25}, "for a folder without train/ and test/: .*train is there"),
-        ({"root": str(root / "train"), "test_fraction": 0}, "above 0 and at most 1, .*: 0$"),
+        ({"test_fraction": 0.25}, "must be null, or .* for a folder without train/ and test/, .*train is there"),
+        ({"root": str(root / "train"), "test_fraction": 0}, "above 0 and at most 1 .*: 0$"),
         ({"root": str(root / "train"), "test_fraction": 0.5, "group": "_"}, ": group=_$"),
     ):
         with pytest.raises(ValueError, match=said):
             ImageFolderDataModule(**{"root": str(root)} | options)
-    with pytest.raises(ValueError, match="ant has 8 images, of which none is left to train on with test_fraction=1"):
+    with pytest.raises(ValueError, match="ant has 8 images, too few to train and to test on with test_fraction=1"):
         data(root / "train", test_fraction=1).read(train=True)
+    write(root / "train" / "ape" / "0.png", 1)
+    with pytest.raises(ValueError, match="ape has 1 image, too few to train and to test on"):
+        data(root / "train", test_fraction=0.5).read(train=False)
 
 
 def test_every_format_counts_and_other_files_are_told_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
