@@ -84,6 +84,23 @@ def raise_on_signals() -> None:
         signal.signal(number, end)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Has Ctrl-C take effect after the block: a library that is being imported may swallow it."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def outlive_readers() -> None:
     """Has the program go on when nobody reads its output any more, as after `| head -1`, or the disk is full."""
     for name in ("stdout", "stderr"):

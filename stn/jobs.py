@@ -29,8 +29,9 @@ def run(composed: DictConfig) -> Any:
     begun = last_begun(folder)
     try:
         # Here, since --help and --cfg job must not wait for torch.
-        from stn.resuming import resumed
-        from stn.training import train
+        with cli.undisturbed():
+            from stn.resuming import resumed
+            from stn.training import train
 
         checkpoint, overrides = None, HydraConfig.get().overrides.task
         if composed.resume is not None:

@@ -1,5 +1,6 @@
 """Whatever happens to a run, what it had is kept, and one sentence says what happened."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from conftest import ROOT, TINY, Command, environment, started
 from omegaconf import DictConfig
 
 import stn
+from stn import cli
 from stn.errors import InputError
 from stn.training import train
 
@@ -94,6 +96,16 @@ def test_a_signal_before_anything_is_there(name: str, tmp_path: Path) -> None:
     _, errors = program.communicate(timeout=60)
     assert program.returncode in (128 + signal.Signals[name], -signal.Signals[name]), errors
     assert "Traceback" not in errors, errors
+
+
+def test_ctrl_c_is_not_swallowed_by_a_library_that_is_imported() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
+    finished = False
+    with pytest.raises(KeyboardInterrupt), cli.undisturbed():
+        with contextlib.suppress(KeyboardInterrupt):  # as some do
+            os.kill(os.getpid(), signal.SIGINT)
+        finished = True
+    assert finished and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_nohup_is_respected(command: Command, tmp_path: Path) -> None:
