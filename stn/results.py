@@ -42,7 +42,7 @@ def record(folder: Path) -> Path:
     settings = {key: value for key, value in plain.items() if key not in ("folder", "hydra", "callbacks", "logger")}
     settings["callbacks"] = sorted(name for name, node in plain["callbacks"].items() if node)
     name = experiment(environment["command"])
-    path = RESULTS / name / f"{config.seed}.json"
+    path = RESULTS / name.replace("/", "-") / f"{config.seed}.json"  # of a group such as data/distortion
     result = {"experiment": name, "seed": config.seed, **environment}
     if (evaluation := folder / "evaluation" / "evaluation.json").is_file():
         result["accuracy_by_angle"] = dict(read_json(evaluation))["accuracy_by_angle"]
@@ -91,7 +91,7 @@ def read_results() -> dict[str, list[Result]]:
     for path in sorted(RESULTS.glob("*/*.json"), key=lambda path: (path.parent.name, len(path.name), path.name)):
         content = json.loads(path.read_text())
         if "curve" in content:
-            found[path.parent.name].append(content)
+            found[content["experiment"]].append(content)
     return dict(found)
 
 

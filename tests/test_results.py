@@ -61,6 +61,14 @@ def test_a_result_has_all_that_a_figure_rests_on(folder: Path) -> None:
     assert {"date", "machine", "versions"} <= result.keys()
 
 
+def test_a_choice_of_a_group_within_a_group_is_no_folder(folder: Path) -> None:
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["command"] += " data/distortion=none"
+    (folder / "environment.json").write_text(json.dumps(environment))
+    assert record(folder) == RESULTS / "demo,data-distortion=none" / "0.json"
+    assert "demo,data/distortion=none" in read_results()
+
+
 def test_what_is_no_result_is_refused(folder: Path) -> None:
     path = folder / "environment.json"
     path.write_text(path.read_text().replace("abc", "abc-dirty"))
