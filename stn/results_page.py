@@ -197,7 +197,7 @@ def digits(results: Mapping[str, Sequence[Result]]) -> str:
             seeds |= {len(values)} - {0}
             cells.append(spread(values, ".2f") if values else "")
         rows.append((*row, *cells, " or ".join(map(str, sorted(seeds)))))
-    return table(rows)
+    return table(rows) + "\n\nNone is measured yet." * (not found)
 
 
 def kind_of(distortion: Mapping[str, Any]) -> str | None:
