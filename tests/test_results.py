@@ -7,14 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, TINY, Command
 from omegaconf import DictConfig
 from scipy import stats
+from traps import RandomStart, RoundedTheta
 
 from stn.benchmark import page as speed_page
 from stn.errors import InputError
+from stn.layers import Affine, FullyConnectedLocalization, SpatialTransformer
 from stn.results import RESULTS, experiment, read_results, record
-from stn.results_page import README, changes, colocalized, digits, distorted, front_page, page, warp_of, with_tables
+from stn.results_page import (
+    README,
+    RECIPE,
+    changes,
+    colocalized,
+    digits,
+    distorted,
+    front_page,
+    page,
+    traps,
+    warp_of,
+    with_tables,
+)
 from stn.training import train
 
 
@@ -114,6 +129,43 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
         f"| {images} | 15 | `ceiling` | 85.00% | 1 | +14.0 |  |  |  | 410 s |",
     ]
     assert distorted(results, fewest=4) == ""
+
+
+def test_a_trap_stands_beside_the_recipe_and_not_among_the_arms() -> None:
+    def runs(accuracy: float, corners: float) -> list[dict[str, Any]]:
+        distortion = {"rotation": 90.0, "scale": [1.0, 1.0], "shift": 0.0, "canvas": None}
+        errors = {"test_transformer_corner_error_pixels": corners, "test_transformer_angle_error_degrees": 2.0}
+        metrics = {"epochs": 6, "seconds": 300.0, "test_accuracy": accuracy}
+        config = {"arm": "transformer", "data": {"distortion": distortion}}
+        return [{"seed": 0, "config": config, "metrics": metrics | errors}]
+
+    results = {
+        RECIPE: runs(0.82, 0.31),
+        f"{RECIPE},model.transformer.padding=zeros": runs(0.8, 0.5),
+        f"{RECIPE},model/warp=similarity,tta=null": runs(0.7, 9.0),
+    }
+    _, _, *rows = traps(results).splitlines()
+    assert [row.split(" | ")[1:] for row in rows] == [
+        ["", "82.00%", "0.3 px", "2.0 °", "1 |"],
+        ["`model.transformer.padding=zeros`", "80.00%", "0.5 px", "2.0 °", "1 |"],
+        ["`model/warp=similarity`", "70.00%", "9.0 px", "2.0 °", "1 |"],
+    ]
+    results["plain"] = runs(0.6, 0.0)
+    results["plain"][0]["config"]["arm"] = "plain"
+    _, _, *rows = distorted(results).splitlines()
+    assert [row.split(" | ")[3] for row in rows] == ["60.00%", "82.00%"]
+
+
+@pytest.mark.parametrize("trap", [RandomStart, RoundedTheta])
+def test_the_transformers_of_the_ablation_walk_into_their_trap(trap: type[SpatialTransformer]) -> None:
+    image = torch.rand(2, 3, 16, 16)
+    theta = Affine().identity().expand(2, -1) + 0.003
+    torch.manual_seed(0)
+    transformer = trap(FullyConnectedLocalization(image_size=16))
+    plain = SpatialTransformer(transformer.localization)
+    reads_exactly = torch.equal(transformer.transform(image, theta), plain.transform(image, theta))
+    starts_upright = torch.equal(transformer(image), plain(image))
+    assert (reads_exactly, starts_upright) == ((True, False) if trap is RandomStart else (False, True))
 
 
 def test_errors_on_digits_stand_beside_the_published_ones(monkeypatch: pytest.MonkeyPatch) -> None:
