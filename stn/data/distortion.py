@@ -115,21 +115,22 @@ class Distortion(ABC):
 
     def _with_pieces(self, behind: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
         """Puts squares of other images (N, C, H, W) at random places of `behind` (N, C, canvas, canvas)."""
-        count, channels, canvas, _ = behind.shape
+        count, _, canvas, _ = behind.shape
         size = images.shape[-1]
         side = min(self.piece_size, size, canvas)
-        image, channel = torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(-1, 1, 1)
-        row, column = torch.arange(side).view(-1, 1), torch.arange(side)
+        image = torch.arange(count)
+        # Every square of an image and of a canvas, by its place: (N, C, row, column, side, side).
+        pieces, places = (one.unfold(2, side, 1).unfold(3, side, 1) for one in (images, behind))
 
         def at_random(room: int) -> Tensor:
-            return torch.randint(room, (count, 1, 1, 1), generator=generator)
+            return torch.randint(room, (count,), generator=generator)
 
         for _ in range(self.pieces):
             # From another image of the batch, which is shuffled.
             other = (image + 1 + at_random(max(1, count - 1))) % count
-            piece = images[other, channel, at_random(size - side + 1) + row, at_random(size - side + 1) + column]
-            place = (image, channel, at_random(canvas - side + 1) + row, at_random(canvas - side + 1) + column)
-            behind[place] = piece if self.opaque else torch.maximum(behind[place], piece)
+            piece = pieces[other, :, at_random(size - side + 1), at_random(size - side + 1)]
+            place = (image, slice(None), at_random(canvas - side + 1), at_random(canvas - side + 1))
+            places[place] = piece if self.opaque else torch.maximum(places[place], piece)
         return behind
 
 
