@@ -90,9 +90,9 @@ class Comparison:
     def answer(self) -> str | None:
         """One sentence on what the transformer gains, if the rows are arms of experiment=does_it_help."""
         arms = {row.settings["arm"]: row for row in self.rows if "arm" in row.settings}
-        if not {"plain", "transformer"} <= arms.keys() or not self.by.endswith("accuracy"):
+        plain, found = arms.get("plain"), arms.get("transformer") or arms.get("window")
+        if not plain or not found or not self.by.endswith("accuracy"):
             return None
-        plain, found = arms["plain"], arms["transformer"]
 
         def points(row: Row, than: Row) -> str:
             gain = 100 * (row.mean - than.mean)

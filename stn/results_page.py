@@ -118,7 +118,7 @@ def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
 def distorted(results: Mapping[str, Sequence[Result]], fewest: int = 1) -> str:
     """The table of the arms of experiment=does_it_help, by distortion and epochs; empty without any.
 
-    fewest: seeds of the arms plain and transformer, without which a distortion is left out.
+    fewest: seeds of the arm plain, and of transformer or window, without which a distortion is left out.
     """
     groups: dict[tuple[str, int], dict[str, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():
@@ -129,7 +129,8 @@ def distorted(results: Mapping[str, Sequence[Result]], fewest: int = 1) -> str:
         ("images", "epochs", "arm", "test accuracy", "seeds", "gain", "p", "corners", "angle", "shortest time")
     ]
     for (warp, epochs), arms in groups.items():
-        if any(len(arms.get(arm, ())) < fewest for arm in ("plain", "transformer")):
+        plain, transformer, window = (len(arms.get(arm, ())) for arm in ("plain", "transformer", "window"))
+        if min(plain, max(transformer, window)) < fewest:
             continue
         values = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in runs} for arm, runs in arms.items()}
         for arm in sorted(arms, key=lambda arm: mean(values[arm].values())):

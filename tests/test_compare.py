@@ -137,14 +137,15 @@ def test_classes_of_the_same_name_are_told_apart(write: Write) -> None:
     assert [row.name for row in compared("a", "b").rows] == ["warp=stn.layers.Affine", "warp=mine.Affine"]
 
 
-def test_arms_name_the_rows_and_give_an_answer(write: Write) -> None:
-    accuracies = {"plain": (0.70, 0.71, 0.72), "transformer": (0.80, 0.81, 0.83), "ceiling": (0.84, 0.85, 0.86)}
+@pytest.mark.parametrize("name", ["transformer", "window"])
+def test_arms_name_the_rows_and_give_an_answer(write: Write, name: str) -> None:
+    accuracies = {"plain": (0.70, 0.71, 0.72), name: (0.80, 0.81, 0.83), "ceiling": (0.84, 0.85, 0.86)}
     for arm, values in accuracies.items():
         for seed, value in enumerate(values):
-            keys = {"arm": arm, "seed": seed, "model.placement": "input" if arm == "transformer" else "none"}
+            keys = {"arm": arm, "seed": seed, "model.placement": "input" if arm == name else "none"}
             write(f"{arm}{seed}", keys, test_accuracy=value)
     found = compared("*")
-    assert [row.name for row in found.rows] == ["arm=ceiling", "arm=transformer", "arm=plain"]
+    assert [row.name for row in found.rows] == ["arm=ceiling", f"arm={name}", "arm=plain"]
     p = stats.ttest_rel((0.80, 0.81, 0.83), (0.70, 0.71, 0.72)).pvalue
     answer = found.answer()
     assert answer is not None and answer in markdown(found)

@@ -1,6 +1,12 @@
 """The spatial transformer as a layer: localization -> warp -> sampling. Needs torch alone."""
 
-from stn.layers.localization import ConvLocalization, FeatureLocalization, FullyConnectedLocalization, PoseLocalization
+from stn.layers.localization import (
+    ConvLocalization,
+    FeatureLocalization,
+    FullyConnectedLocalization,
+    KeypointLocalization,
+    PoseLocalization,
+)
 from stn.layers.pose import CORNERS, corners, corners_of, distance_to_truth, figure_points, pose_error, share_left
 from stn.layers.recording import ThetaRecord, recording, thetas, transformers
 from stn.layers.sampling import pixel_centres, sample
@@ -31,6 +37,7 @@ __all__ = [
     "Diffeomorphic",
     "FeatureLocalization",
     "FullyConnectedLocalization",
+    "KeypointLocalization",
     "LogPolar",
     "NotFiniteError",
     "Parallel",

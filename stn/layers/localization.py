@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stn.layers.sampling import is_traced
+from stn.layers.sampling import is_traced, pixel_centres, without_autocast
 
 
 class ConvLocalization(nn.Sequential):
@@ -109,24 +109,69 @@ class PoseLocalization(nn.Sequential):
         shrink: int = 1,
         cells: int = 4,
     ) -> None:
-        if not widths or min(*widths, in_channels, image_size, shrink, cells) < 1:
-            raise ValueError(
-                f"widths {list(widths)}, in_channels {in_channels}, image_size {image_size}, shrink {shrink} and cells "
-                f"{cells} must be 1 or more"
-            )
-        if (image_size // shrink) >> len(widths) < 1:
-            raise ValueError(f"image_size {image_size} is too small for {len(widths)} stages and shrink {shrink}")
+        check_pose_sizes(widths, in_channels=in_channels, image_size=image_size, shrink=shrink, cells=cells)
         if cells > image_size:
             raise ValueError(f"cells must be at most the image_size of {image_size}, not {cells}")
-        stages: list[nn.Module] = [nn.AvgPool2d(shrink)] if shrink > 1 else []
-        depth = in_channels
-        for width in widths:
-            for before, pool in ((depth, True), (width, False)):
-                stages += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2)][: 1 + pool]
-                stages += [nn.BatchNorm2d(width), nn.GELU()]
-            depth = width
-        super().__init__(*stages, CellMeans(cells), nn.Flatten())
-        self.out_features = depth * cells**2
+        super().__init__(*pose_stages(widths, in_channels, shrink), CellMeans(cells), nn.Flatten())
+        self.out_features = widths[-1] * cells**2
+
+
+class KeypointLocalization(nn.Sequential):
+    """As `PoseLocalization`, but its features are the places of keypoints: (N, C, H, W) of any size -> (N, 2 · points).
+
+    It finds an object anywhere on a large canvas, since keypoints move with the object. Each is the mean place of a
+    map, weighted by its softmax (Levine et al. 2016, "End-to-End Training of Deep Visuomotor Policies").
+
+    widths, in_channels, image_size, shrink: see `PoseLocalization`.
+    points: the number of keypoints.
+    Raises ValueError for values below 1, and when the image is too small for so many stages.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128),
+        in_channels: int = 3,
+        image_size: int = 32,
+        shrink: int = 1,
+        points: int = 16,
+    ) -> None:
+        check_pose_sizes(widths, in_channels=in_channels, image_size=image_size, shrink=shrink, points=points)
+        stages = pose_stages(widths, in_channels, shrink)
+        super().__init__(*stages, nn.Conv2d(widths[-1], points, 1), MeanPlaces(), nn.Flatten())
+        self.out_features = 2 * points
+
+
+def pose_stages(widths: Sequence[int], in_channels: int, shrink: int) -> list[nn.Module]:
+    """Stages of two convolutions with batch norm, each of which halves the map, on an image shrunk at first."""
+    stages: list[nn.Module] = [nn.AvgPool2d(shrink)] if shrink > 1 else []
+    depth = in_channels
+    for width in widths:
+        for before, pool in ((depth, True), (width, False)):
+            stages += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2)][: 1 + pool]
+            stages += [nn.BatchNorm2d(width), nn.GELU()]
+        depth = width
+    return stages
+
+
+def check_pose_sizes(widths: Sequence[int], *, in_channels: int, image_size: int, shrink: int, **last: int) -> None:
+    """Raises ValueError for values below 1, and when the image is too small for so many stages."""
+    named = {"in_channels": in_channels, "image_size": image_size, "shrink": shrink, **last}
+    if not widths or min(*widths, *named.values()) < 1:
+        said = ", ".join(f"{name} {value}" for name, value in named.items())
+        raise ValueError(f"widths {list(widths)}, {said} must be 1 or more")
+    if (image_size // shrink) >> len(widths) < 1:
+        raise ValueError(f"image_size {image_size} is too small for {len(widths)} stages and shrink {shrink}")
+
+
+class MeanPlaces(nn.Module):
+    """The mean place of each channel of a map, weighted by its softmax."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, 2), (x, y) in [-1, 1]."""
+        height, width = features.shape[2:]
+        with without_autocast(features.device):  # bfloat16 has but 128 places between 0.5 and 1
+            weights = features.float().flatten(2).softmax(dim=2)
+            return weights @ pixel_centres(height, width, device=features.device)
 
 
 class CellMeans(nn.Module):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from stn.layers import ConvLocalization, FullyConnectedLocalization, PoseLocalization
-from stn.layers.localization import CellMeans
+from stn.layers import ConvLocalization, FullyConnectedLocalization, KeypointLocalization, PoseLocalization
+from stn.layers.localization import CellMeans, MeanPlaces
 
 
 def test_features_have_the_length_promised() -> None:
@@ -43,6 +43,26 @@ def test_a_pose_localization_takes_any_size_and_names_what_is_wrong() -> None:
         PoseLocalization(cells=10**12)
     with pytest.raises(ValueError, match=r"widths \[0\].*must be 1 or more"):
         PoseLocalization([0])
+
+
+def test_keypoints_are_two_numbers_each_on_images_of_any_size() -> None:
+    localization = KeypointLocalization([4, 6], in_channels=2, image_size=20, shrink=2, points=5)
+    for size in (20, 33):
+        found = localization(torch.rand(3, 2, size, size))
+        assert found.shape == (3, localization.out_features) == (3, 10) and found.abs().max() < 1
+    with pytest.raises(ValueError, match=r"shrink 1, points 0 must be 1 or more"):
+        KeypointLocalization(points=0)
+
+
+def test_a_mean_place_is_exact_under_bfloat16() -> None:
+    places = torch.rand(2, 3, 2) * 1.6 - 0.8
+    x, y = (torch.arange(40) * 2 + 1) / 40 - 1, (torch.arange(30) * 2 + 1) / 30 - 1
+    # A Gaussian's logits, whose mean place is its centre.
+    squares = (y[:, None] - places[..., 1, None, None]) ** 2 + (x - places[..., 0, None, None]) ** 2
+    found = MeanPlaces()((-200 * squares).requires_grad_())
+    torch.testing.assert_close(found, places, atol=1e-3, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(MeanPlaces()(-200 * squares), found)
 
 
 @pytest.mark.parametrize("family", [ConvLocalization, FullyConnectedLocalization])
