@@ -36,7 +36,8 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     val_fraction: the share of the training set that is held out for validation.
     validate_on: "held_out"; or "test", which trains on the whole training set and validates on the test set, as
         published logs often do.
-    split_seed: chooses the images that are held out.
+    split_seed: chooses the images that are held out, and the subset.
+    subset: trains on so many images, as many of each class as of the others; None: on all that are not held out.
     distortion: of all images, drawn anew for each batch in training, and once for validation and test; None for none.
     test_distortion: of the test images, if it is another one.
     seed: of the order and the augmentation.
@@ -64,6 +65,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         val_fraction: float = 0.05,
         validate_on: Literal["held_out", "test"] = "held_out",
         split_seed: int = 0,
+        subset: int | None = None,
         distortion: Distortion | None = None,
         test_distortion: Distortion | None = None,
         seed: int = 0,
@@ -96,7 +98,10 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.mean, self.std = list(mean or ()), list(std or ())
         self.augmentation = Augmentation(flip=flip, shift=shift, cutout=cutout, cutmix=cutmix)
+        if subset is not None and subset < 1:
+            raise ValueError(f"subset must be null, or 1 or more, not {subset}")
         self.val_fraction, self.validate_on, self.split_seed = val_fraction, validate_on, split_seed
+        self.subset = subset
         self.seed = seed
         self.digest = self.test_digest = ""
         self.images: dict[str, Tensor] = {}
@@ -152,6 +157,10 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         if held_out_share and not (len(held_out) and len(kept)):
             empty = "training" if len(held_out) else "validation"
             raise ValueError(f"the {empty} set is empty: {len(images)} training images are too few to split")
+        if self.subset is not None:
+            if self.subset > len(kept):
+                raise ValueError(f"subset must be at most {len(kept)}, the images to train on, not {self.subset}")
+            kept = kept[even_subset(labels[kept], self.subset, self.split_seed)]
         if len(kept) < self.batch_size * self._world_size:
             each = f" in each of {self._world_size} processes" if self._world_size > 1 else ""
             raise ValueError(
@@ -248,3 +257,11 @@ def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     mean, square = sums / (len(images) * images[0, 0].numel())
     std = (square - mean.square()).clamp(min=1).sqrt()
     return (mean / 255).tolist(), (std / 255).tolist()
+
+
+def even_subset(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Places of `count` labels, at random, but as many of each class as of the others while they last."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class, places = labels[order].sort(stable=True)
+    rank = torch.arange(len(labels)) - torch.searchsorted(by_class, by_class)  # within its class
+    return order[places[rank.argsort(stable=True)[:count]]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stn.data.resident import ResidentDataModule, channel_statistics
+from stn.data.resident import ResidentDataModule, channel_statistics, even_subset
 
 
 class Counted(ResidentDataModule):
@@ -48,6 +48,24 @@ def test_labels_stay_with_their_images_through_the_split() -> None:
     module.setup()
     for split, images in module.images.items():
         assert torch.equal(images[:, 0, 0, 0].long() % 2, module.labels[split])
+
+
+def test_a_subset_is_of_the_training_images_alone() -> None:
+    whole, module, other = data(), data(subset=8), data(subset=8, split_seed=1)
+    for each in (whole, module, other):
+        each.setup()
+    assert set(numbers(module.images["train"])) < set(numbers(whole.images["train"]))
+    assert module.labels["train"].bincount().tolist() == [4, 4]
+    assert torch.equal(module.images["train"][:, 0, 0, 0].long() % 2, module.labels["train"])
+    assert numbers(module.images["val"]) == numbers(whole.images["val"])
+    assert numbers(module.images["train"]) != numbers(other.images["train"])
+
+
+def test_a_subset_has_as_many_of_each_class_while_they_last() -> None:
+    labels = torch.tensor([0] * 3 + [1] * 20 + [2] * 20)[torch.randperm(43)]
+    assert labels[even_subset(labels, 6, 0)].bincount().tolist() == [2, 2, 2]
+    assert labels[even_subset(labels, 15, 0)].bincount().tolist() == [3, 6, 6]
+    assert sorted(even_subset(labels, 43, 0).tolist()) == list(range(43))
 
 
 def test_validate_on_test_trains_on_all_and_scores_the_test_set() -> None:
@@ -125,6 +143,7 @@ def test_images_of_any_number_of_channels(depth: int) -> None:
         ({"mean": (0.5, 0.5, math.nan)}, "mean must be null, or a number for each of the channels (3), not"),
         ({"channels": 0}, "channels must be 1 or more, not 0"),
         ({"shift": 32}, "shift 32 and cutout 0 must lie between 0 and image_size 32"),
+        ({"subset": 0}, "subset must be null, or 1 or more, not 0"),
         ({"cutmix": 1.5}, "cutmix must lie between 0 and 1, not 1.5"),
         ({"cutout": 33}, "shift 0 and cutout 33 must lie between 0 and image_size 32"),
     ],
@@ -138,6 +157,7 @@ def test_values_out_of_range_are_named(options: dict[str, Any], said: str) -> No
     ("options", "said"),
     [
         ({"batch_size": 31}, "batch_size 31 is larger than the training set of 30 images"),
+        ({"subset": 31}, "subset must be at most 30, the images to train on, not 31"),
         ({"channels": 4}, "the images have 3 channels, but channels is 4: set data.channels=3"),
         ({"val_fraction": 0.001}, "the validation set is empty: 40 training images are too few to split"),
         ({"val_fraction": 0.999}, "the training set is empty: 40 training images are too few to split"),
