@@ -71,6 +71,10 @@ def page(results: Mapping[str, Sequence[Result]]) -> str:
         "seeds, beside table 1 of Jaderberg et al. 2015. Behind a transformer, the network sees 28 × 28 pixels. "
         "`pose` is a transformer that learns from the known distortion.\n\n"
         f"{digits(results)}\n\n"
+        "## Few images\n\n"
+        "`data.subset`: networks that see so many different training images, each under a new distortion every time. "
+        "The last epoch is tested.\n\n"
+        f"{little(results)}\n\n"
         "## Co-localization\n\n"
         "`python -m stn.colocalize`, see [colocalization.md](colocalization.md): the share of a hundred images whose "
         f"object is found.\n\n{colocalized()}\n\n"
@@ -123,7 +127,8 @@ def distorted(results: Mapping[str, Sequence[Result]], fewest: int = 1) -> str:
     groups: dict[tuple[str, int], dict[str, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():
         config = runs[0]["config"]
-        if config.get("arm") and config["data"].get("distortion") and not trap_of(name):
+        is_whole = not config["data"].get("subset")
+        if config.get("arm") and config["data"].get("distortion") and is_whole and not trap_of(name):
             groups[warp_of(config["data"]["distortion"]), runs[0]["metrics"]["epochs"]][config["arm"]] = runs
     rows: list[Sequence[str]] = [
         ("images", "epochs", "arm", "test accuracy", "seeds", "gain", "p", "corners", "angle", "shortest time")
@@ -218,7 +223,7 @@ def digits(results: Mapping[str, Sequence[Result]]) -> str:
         rows.append((row["network"], row["warp"], "published", *(str(row.get(column, "")) for column in columns), "3"))
     found: dict[tuple[str, str, str], dict[str, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():
-        if name.partition(",")[0] == "distorted_mnist":
+        if name.partition(",")[0] == "distorted_mnist" and not runs[0]["config"]["data"].get("subset"):
             model, weight = runs[0]["config"]["model"], runs[0]["config"]["pose_weight"]
             network = "FCN" if model["classifier"]["_target_"].endswith("FullyConnected") else "CNN"
             has_transformer = model["placement"] != "none"
@@ -236,6 +241,26 @@ def digits(results: Mapping[str, Sequence[Result]]) -> str:
             cells.append(spread(values, ".2f") if values else "")
         rows.append((*row, *cells, " or ".join(map(str, sorted(seeds)))))
     return table(rows) + "\n\nNone is measured yet." * (not found)
+
+
+def little(results: Mapping[str, Sequence[Result]]) -> str:
+    """The table of the networks that are trained on a few images; empty without any."""
+    arms = ("plain", "transformer, labels", "transformer, pose")
+    found: dict[tuple[str, str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for runs in results.values():
+        config = runs[0]["config"]
+        if subset := config["data"].get("subset"):
+            images = "digits" if config["data"]["channels"] == 1 else "CIFAR-10"
+            learns = "pose" if config["pose_weight"] else "labels"
+            arm = "plain" if config["model"]["placement"] == "none" else f"transformer, {learns}"
+            values = [run["metrics"]["test_accuracy"] for run in runs]
+            found[images, warp_of(config["data"]["distortion"] or {}), subset][arm] += values
+    rows: list[Sequence[str]] = [("images", "distortion", "training images", *arms, "seeds")]
+    for (images, warp, subset), each in sorted(found.items()):
+        cells = [spread(each[arm], ".1%") if arm in each else "" for arm in arms]
+        seeds = sorted({len(values) for values in each.values()})
+        rows.append((images, warp, f"{subset:,}", *cells, " or ".join(map(str, seeds))))
+    return table(rows) if len(rows) > 1 else ""
 
 
 def kind_of(distortion: Mapping[str, Any]) -> str | None:

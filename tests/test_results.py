@@ -25,6 +25,7 @@ from stn.results_page import (
     digits,
     distorted,
     front_page,
+    little,
     page,
     traps,
     warp_of,
@@ -190,6 +191,26 @@ def test_errors_on_digits_stand_beside_the_published_ones(monkeypatch: pytest.Mo
     assert "| ST-CNN | Affine | published | 0.7 | 0.5 | 0.8 | 1.2 | 1.7 | 3 |" in found
     assert "| ST-CNN | Affine | measured | 0.80 (0.60 to 1.00) | 0.50 | 3.00 |  |  | 1 or 2 |" in found
     assert "| ST-CNN | Affine | measured, pose |  |  |  |  | 2.00 | 1 |" in found
+
+
+def test_few_images_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    warp = {"_target_": "stn.data.AffineDistortion", "rotation": 90.0, "scale": [1.0, 1.0], "canvas": None}
+
+    def runs(accuracies: list[float], placement: str, pose_weight: float) -> list[dict[str, Any]]:
+        model = {"placement": placement, "classifier": {"_target_": "stn.networks.ConvNet"}}
+        data = {"subset": 1000, "channels": 1, "distortion": warp}
+        config = {"model": model, "pose_weight": pose_weight, "data": data, "arm": placement}
+        return [{"config": config, "metrics": {"test_accuracy": value}} for value in accuracies]
+
+    results = {
+        "distorted_mnist,a": runs([0.9, 0.91], "none", 0.0),
+        "distorted_mnist,b": runs([0.88], "input", 0.0),
+        "distorted_mnist,c": runs([0.95], "input", 1.0),
+    }
+    row = "| digits | turned ±90° | 1,000 | 90.5% (90.0% to 91.0%) | 88.0% | 95.0% | 1 or 2 |"
+    assert little(results).splitlines()[2:] == [row]
+    assert "None is measured yet." in digits(results) and distorted(results) == ""
 
 
 @pytest.mark.parametrize(
