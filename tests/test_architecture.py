@@ -65,6 +65,7 @@ FLOORS = (
         "stn.exporting",
         "stn.results",
         "stn.results_page",
+        "stn.results_tables",
         "stn.reference",
         "stn.runs",
         "stn.differences",

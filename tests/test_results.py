@@ -17,20 +17,8 @@ from stn.benchmark import page as speed_page
 from stn.errors import InputError
 from stn.layers import Affine, FullyConnectedLocalization, SpatialTransformer
 from stn.results import RESULTS, experiment, read_results, record
-from stn.results_page import (
-    README,
-    RECIPE,
-    changes,
-    colocalized,
-    digits,
-    distorted,
-    front_page,
-    little,
-    page,
-    traps,
-    warp_of,
-    with_tables,
-)
+from stn.results_page import README, front_page, page, with_tables
+from stn.results_tables import RECIPE, changes, colocalized, digits, distorted, little, traps, warp_of
 from stn.training import train
 
 

@@ -1,0 +1,250 @@
+"""The tables of docs/results.md and README, from the files in results/."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from stn.errors import InputError
+from stn.results import RESULTS, Result, spread, table
+from stn.significance import compare
+
+RECIPE = "does_it_help,arm=transformer,data/distortion=rotation,trainer.max_epochs=6"
+# What each trap changes of the recipe, by the setting that makes it.
+TRAPS = {
+    "model.transformer.classifier_gradient=1": "the classifier's gradient let in",
+    "model/warp=similarity": "the angle regressed, instead of chosen among classes",
+    "optimizer.localization_lr_scale=1": "one learning rate for all, instead of a tenth for the localization",
+    "model.transformer._target_=traps.RandomStart": "a random start, instead of the identity",
+    "model.transformer.padding=zeros": "grey beyond the border, which is zero after normalizing",
+    "model.transformer._target_=traps.RoundedTheta": "θ in bfloat16",
+}
+
+
+def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
+    """The table of the presets that are tested once, at their end."""
+    rows = [("preset", "parameters", "epochs", "test accuracy", "seeds", "shortest time", "machine")]
+    for name, runs in results.items():
+        if "," in name or runs[0]["config"]["data"]["validate_on"] == "test":
+            continue
+        metrics = [run["metrics"] for run in runs]
+        fastest = min(runs, key=lambda run: run["metrics"]["seconds"])
+        rows.append(
+            (
+                f"[`{name}`](results/{name})",
+                f"{metrics[0]['parameters']:,}",
+                str(metrics[0]["epochs"]),
+                f"**{spread([one['test_accuracy'] for one in metrics])}**",
+                str(len(runs)),
+                f"{fastest['metrics']['seconds']:,.0f} s",
+                machine(fastest),
+            )
+        )
+    return table(rows)
+
+
+def distorted(results: Mapping[str, Sequence[Result]], fewest: int = 1) -> str:
+    """The table of the arms of experiment=does_it_help, by distortion and epochs; empty without any.
+
+    fewest: seeds of the arm plain, and of transformer or window, without which a distortion is left out.
+    """
+    groups: dict[tuple[str, int], dict[str, Sequence[Result]]] = defaultdict(dict)
+    for name, runs in results.items():
+        config = runs[0]["config"]
+        is_whole = not config["data"].get("subset")
+        if config.get("arm") and config["data"].get("distortion") and is_whole and not trap_of(name):
+            groups[warp_of(config["data"]["distortion"]), runs[0]["metrics"]["epochs"]][config["arm"]] = runs
+    rows: list[Sequence[str]] = [
+        ("images", "epochs", "arm", "test accuracy", "seeds", "gain", "p", "corners", "angle", "shortest time")
+    ]
+    for (warp, epochs), arms in groups.items():
+        plain, transformer, window = (len(arms.get(arm, ())) for arm in ("plain", "transformer", "window"))
+        if min(plain, max(transformer, window)) < fewest:
+            continue
+        values = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in runs} for arm, runs in arms.items()}
+        for arm in sorted(arms, key=lambda arm: mean(values[arm].values())):
+            metrics = [run["metrics"] for run in arms[arm]]
+            gain, p = "", ""
+            if arm != "plain" and "plain" in arms:
+                gain = f"{100 * (mean(values[arm].values()) - mean(values['plain'].values())):+.1f}"
+                found = compare(values[arm], values["plain"])[1]
+                p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
+            is_turned = arms[arm][0]["config"]["data"]["distortion"].get("rotation")
+            errors = [
+                f"{mean(one[key] for one in metrics):.1f} {unit}"
+                if key in metrics[0] and (is_turned or unit == "px")
+                else ""
+                for key, unit in (
+                    ("test_transformer_corner_error_pixels", "px"),
+                    ("test_transformer_angle_error_degrees", "°"),
+                )
+            ]
+            accuracy = spread([one["test_accuracy"] for one in metrics])
+            time = f"{min(one['seconds'] for one in metrics):,.0f} s"
+            rows.append((warp, str(epochs), f"`{arm}`", accuracy, str(len(metrics)), gain, p, *errors, time))
+    return table(rows) if len(rows) > 1 else ""
+
+
+def traps(results: Mapping[str, Sequence[Result]]) -> str:
+    """The table of the traps, beside the recipe that walks into none."""
+    rows = [("trap", "set by", "test accuracy", "corners", "angle", "seeds")]
+    for name, runs in results.items():
+        trap = trap_of(name)
+        if name == RECIPE or trap:
+            said = (TRAPS[trap], f"`{trap}`") if trap else ("none", "")
+            metrics = [run["metrics"] for run in runs]
+            accuracy = spread([one["test_accuracy"] for one in metrics])
+            corners, angle = (
+                mean(one[f"test_transformer_{key}"] for one in metrics)
+                for key in ("corner_error_pixels", "angle_error_degrees")
+            )
+            rows.append((*said, accuracy, f"{corners:.1f} px", f"{angle:.1f} °", str(len(runs))))
+    return table([rows[0], *sorted(rows[1:], key=lambda row: row[2], reverse=True)])
+
+
+def trap_of(name: str) -> str | None:
+    """The trap that an experiment walks into, which is otherwise the recipe; None for any other experiment."""
+    changed = (set(name.split(",")) ^ set(RECIPE.split(","))) - {"tta=null"}  # a regressed angle has no second best
+    return changed.pop() if len(changed) == 1 and changed <= TRAPS.keys() else None
+
+
+def warp_of(distortion: Mapping[str, Any]) -> str:
+    """What a distortion does to an image, in a few words."""
+    said = []
+    if distortion.get("rotation"):
+        said.append(f"turned ±{distortion['rotation']:g}°")
+    if distortion["scale"] != [1.0, 1.0]:
+        said.append("scaled {:g} to {:g}".format(*distortion["scale"]))
+    if distortion.get("aspect", 1) != 1 or distortion.get("shear"):
+        said.append("stretched, sheared")
+    if distortion.get("displacement"):
+        said.append(f"points displaced by {distortion['displacement']:g} px")
+    shift = distortion.get("shift", 0)
+    if shift != 0:
+        said.append("anywhere" if shift is None else f"shifted ±{shift / 2:.0%}")
+    if distortion["canvas"]:
+        said.append(f"on {distortion['canvas']} × {distortion['canvas']}")
+    if distortion.get("pieces"):
+        said.append(f"among {distortion['pieces']} pieces of others")
+    return ", ".join(said) or "upright"
+
+
+def digits(results: Mapping[str, Sequence[Result]]) -> str:
+    """The table of the errors on distorted digits, as published and as measured."""
+    columns = ("R", "RTS", "P", "E", "TC")
+    rows: list[Sequence[str]] = [("network", "warp", "", *columns, "seeds")]
+    for row in json.loads((RESULTS / "jaderberg2015.json").read_text()):
+        rows.append((row["network"], row["warp"], "published", *(str(row.get(column, "")) for column in columns), "3"))
+    found: dict[tuple[str, str, str], dict[str, Sequence[Result]]] = defaultdict(dict)
+    for name, runs in results.items():
+        if name.partition(",")[0] == "distorted_mnist" and not runs[0]["config"]["data"].get("subset"):
+            model, weight = runs[0]["config"]["model"], runs[0]["config"]["pose_weight"]
+            network = "FCN" if model["classifier"]["_target_"].endswith("FullyConnected") else "CNN"
+            has_transformer = model["placement"] != "none"
+            warp = model["warp"]["_target_"].rpartition(".")[2] if has_transformer else ""
+            row = ("ST-" * has_transformer + network, warp, "measured" + ", pose" * bool(weight))
+            if kind := kind_of(runs[0]["config"]["data"]["distortion"] or {}):
+                if kind in found[row]:
+                    raise InputError(f"{name}: there is another result of {' '.join(row)} on {kind}: keep one of them")
+                found[row][kind] = runs
+    for row, errors in sorted(found.items()):
+        cells, seeds = [], set()
+        for column in columns:
+            values = [100 * (1 - run["metrics"]["test_accuracy"]) for run in errors.get(column, ())]
+            seeds |= {len(values)} - {0}
+            cells.append(spread(values, ".2f") if values else "")
+        rows.append((*row, *cells, " or ".join(map(str, sorted(seeds)))))
+    return table(rows) + "\n\nNone is measured yet." * (not found)
+
+
+def little(results: Mapping[str, Sequence[Result]]) -> str:
+    """The table of the networks that are trained on a few images; empty without any."""
+    arms = ("plain", "transformer, labels", "transformer, pose")
+    found: dict[tuple[str, str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for runs in results.values():
+        config = runs[0]["config"]
+        if subset := config["data"].get("subset"):
+            images = "digits" if config["data"]["channels"] == 1 else "CIFAR-10"
+            learns = "pose" if config["pose_weight"] else "labels"
+            arm = "plain" if config["model"]["placement"] == "none" else f"transformer, {learns}"
+            values = [run["metrics"]["test_accuracy"] for run in runs]
+            found[images, warp_of(config["data"]["distortion"] or {}), subset][arm] += values
+    rows: list[Sequence[str]] = [("images", "distortion", "training images", *arms, "seeds")]
+    for (images, warp, subset), each in sorted(found.items()):
+        cells = [spread(each[arm], ".1%") if arm in each else "" for arm in arms]
+        seeds = sorted({len(values) for values in each.values()})
+        rows.append((images, warp, f"{subset:,}", *cells, " or ".join(map(str, seeds))))
+    return table(rows) if len(rows) > 1 else ""
+
+
+def kind_of(distortion: Mapping[str, Any]) -> str | None:
+    """The paper's name of a distortion of digits: R, RTS, P, E or TC. None for another one."""
+    family, canvas = str(distortion.get("_target_")).rpartition(".")[2], distortion.get("canvas")
+    if family == "AffineDistortion":
+        is_rotation = canvas is None and distortion["rotation"] == 90 and distortion["scale"] == [1.0, 1.0]
+        return "R" if is_rotation else {42: "RTS", 60: "TC"}.get(canvas or 0)
+    return {"ProjectiveDistortion": "P", "ElasticDistortion": "E"}.get(family)
+
+
+def colocalized() -> str:
+    """The table of the co-localizations; empty without any."""
+    groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
+    for path in sorted((RESULTS / "colocalization").glob("*.json")):
+        one = json.loads(path.read_text())
+        groups[one["images_of"], one["data"]["distortion"]["pieces"], one["category"]].append(one)
+    rows = [("images", "pieces", "class", "found", "mean overlap", "seeds", "shortest time")]
+    for (kind, pieces, category), found in groups.items():
+        shares, overlaps = ([one[key] for one in found] for key in ("found", "overlap"))
+        time = f"{min(one['seconds'] for one in found):,.0f} s"
+        rows.append(
+            (kind, str(pieces), category, spread(shares, ".0%"), spread(overlaps, ".2f"), str(len(found)), time)
+        )
+    return table(rows) if len(rows) > 1 else ""
+
+
+def systems(results: Mapping[str, Sequence[Result]]) -> str:
+    """The table of the published systems, and of what is made of them."""
+    rows = [("preset", "parameters", "epochs", "published", "measured: best", "last", "seeds")]
+    for name, published in json.loads((RESULTS / "published.json").read_text()).items():
+        runs = results.get(name, [])
+        said = [f"{key} {published[key]:.2%}" for key in ("best", "last") if key in published]
+        if not runs:
+            continue
+        best = [max(run["curve"], key=lambda row: row["val/accuracy"]) for run in runs]
+        epochs = ", ".join(f"{row['epoch']:.0f}" for row in best)
+        rows.append(
+            (
+                f"[`{name}`](results/{name})",
+                f"{runs[0]['metrics']['parameters']:,}",
+                str(runs[0]["metrics"]["epochs"]),
+                ", ".join(said) or "none",
+                f"{spread([row['val/accuracy'] for row in best])} (epoch {epochs})",
+                spread([run["curve"][-1]["val/accuracy"] for run in runs]),
+                str(len(runs)),
+            )
+        )
+    return table(rows)
+
+
+def changes(results: Mapping[str, Sequence[Result]]) -> str:
+    """The table of the experiments that are a preset with other settings, beside the preset."""
+    rows = [("preset", "changed", "test accuracy", "unchanged", "seeds")]
+    for name, runs in results.items():
+        preset, _, settings = name.partition(",")
+        without = {run["seed"]: run["metrics"]["test_accuracy"] for run in results.get(preset, [])}
+        pairs = [(run["metrics"]["test_accuracy"], without[run["seed"]]) for run in runs if run["seed"] in without]
+        if settings and pairs:
+            shown = " ".join(f"`{setting}`" for setting in settings.split(","))
+            here, there = (spread(found) for found in zip(*pairs, strict=True))
+            rows.append((f"[`{preset}`](results/{preset})", shown, here, there, str(len(pairs))))
+    return table(rows)
+
+
+def machine(run: Result) -> str:
+    """The machine of a run in a few words."""
+    found = run["machine"]
+    if "gpu" in found:
+        return str(found["gpu"])
+    fast = next((feature for feature in found["features"] if "bf16" in feature), "no bfloat16")
+    return f"{found['processor']} ({fast}), {found['threads']} thread{'s' * (found['threads'] > 1)}"
