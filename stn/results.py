@@ -9,11 +9,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from stn.csv_logger import read_rows
 from stn.errors import InputError
-from stn.run import read_config, read_metrics
+from stn.run import read_metrics
+from stn.runs import read_plain
 from stn.training import write_json
 from stn.untrusted import read_json
 
@@ -33,17 +32,17 @@ def record(folder: Path) -> Path:
     """
     if (folder / "colocalization.json").is_file():
         return record_colocalization(folder)
-    config, metrics = read_config(folder), read_metrics(folder)
-    if config is None or "test_accuracy" not in metrics:
+    metrics = read_metrics(folder)
+    if "test_accuracy" not in metrics:
         raise InputError(f"{folder} is not the folder of a finished run: give one with test_accuracy in metrics.json")
     environment = dict(read_json(folder / "environment.json"))
     check_commit(folder, environment["commit"])
-    plain: Any = OmegaConf.to_container(config)
+    plain = read_plain(folder)
     settings = {key: value for key, value in plain.items() if key not in ("folder", "hydra", "callbacks", "logger")}
     settings["callbacks"] = sorted(name for name, node in plain["callbacks"].items() if node)
     name = experiment(environment["command"])
-    path = RESULTS / name.replace("/", "-") / f"{config.seed}.json"  # of a group such as data/distortion
-    result = {"experiment": name, "seed": config.seed, **environment}
+    path = RESULTS / name.replace("/", "-") / f"{plain['seed']}.json"  # of a group such as data/distortion
+    result = {"experiment": name, "seed": plain["seed"], **environment}
     if (evaluation := folder / "evaluation" / "evaluation.json").is_file():
         result["accuracy_by_angle"] = dict(read_json(evaluation))["accuracy_by_angle"]
     write_json(path, result | {"metrics": metrics, "config": settings, "curve": curve(folder)})

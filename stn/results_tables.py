@@ -10,11 +10,12 @@ from stn.errors import InputError
 from stn.results import RESULTS, Result, spread, table
 from stn.significance import compare
 
+UNMEASURED = "None is measured yet."
 RECIPE = "does_it_help,arm=transformer,data/distortion=rotation,trainer.max_epochs=6"
 # What each trap changes of the recipe, by the setting that makes it.
 TRAPS = {
     "model.transformer.classifier_gradient=1": "the classifier's gradient let in",
-    "model/warp=similarity": "the angle regressed, instead of chosen among classes",
+    "model/warp=similarity": "the angle regressed, instead of chosen among classes; read in one pose, not two",
     "optimizer.localization_lr_scale=1": "one learning rate for all, instead of a tenth for the localization",
     "model.transformer._target_=traps.RandomStart": "a random start, instead of the identity",
     "model.transformer.padding=zeros": "grey beyond the border, which is zero after normalizing",
@@ -54,7 +55,10 @@ def distorted(results: Mapping[str, Sequence[Result]], fewest: int = 1) -> str:
         config = runs[0]["config"]
         is_whole = not config["data"].get("subset")
         if config.get("arm") and config["data"].get("distortion") and is_whole and not trap_of(name):
-            groups[warp_of(config["data"]["distortion"]), runs[0]["metrics"]["epochs"]][config["arm"]] = runs
+            arms = groups[warp_of(config["data"]["distortion"]), runs[0]["metrics"]["epochs"]]
+            if config["arm"] in arms:
+                raise InputError(f"{name}: there is another result of its arm on these images: keep one of them")
+            arms[config["arm"]] = runs
     rows: list[Sequence[str]] = [
         ("images", "epochs", "arm", "test accuracy", "seeds", "gain", "p", "corners", "angle", "shortest time")
     ]
@@ -92,7 +96,8 @@ def traps(results: Mapping[str, Sequence[Result]]) -> str:
     for name, runs in results.items():
         trap = trap_of(name)
         if name == RECIPE or trap:
-            said = (TRAPS[trap], f"`{trap}`") if trap else ("none", "")
+            changed = sorted(set(name.split(",")) - set(RECIPE.split(",")))
+            said = (TRAPS[trap] if trap else "none", " ".join(f"`{setting}`" for setting in changed))
             metrics = [run["metrics"] for run in runs]
             accuracy = spread([one["test_accuracy"] for one in metrics])
             corners, angle = (
@@ -100,7 +105,7 @@ def traps(results: Mapping[str, Sequence[Result]]) -> str:
                 for key in ("corner_error_pixels", "angle_error_degrees")
             )
             rows.append((*said, accuracy, f"{corners:.1f} px", f"{angle:.1f} °", str(len(runs))))
-    return table([rows[0], *sorted(rows[1:], key=lambda row: row[2], reverse=True)])
+    return table([rows[0], *sorted(rows[1:], key=lambda row: row[2], reverse=True)]) if len(rows) > 1 else UNMEASURED
 
 
 def trap_of(name: str) -> str | None:
@@ -155,27 +160,33 @@ def digits(results: Mapping[str, Sequence[Result]]) -> str:
             seeds |= {len(values)} - {0}
             cells.append(spread(values, ".2f") if values else "")
         rows.append((*row, *cells, " or ".join(map(str, sorted(seeds)))))
-    return table(rows) + "\n\nNone is measured yet." * (not found)
+    return table(rows) + f"\n\n{UNMEASURED}" * (not found)
 
 
 def little(results: Mapping[str, Sequence[Result]]) -> str:
-    """The table of the networks that are trained on a few images; empty without any."""
-    arms = ("plain", "transformer, labels", "transformer, pose")
-    found: dict[tuple[str, str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for runs in results.values():
-        config = runs[0]["config"]
-        if subset := config["data"].get("subset"):
-            images = "digits" if config["data"]["channels"] == 1 else "CIFAR-10"
-            learns = "pose" if config["pose_weight"] else "labels"
-            arm = "plain" if config["model"]["placement"] == "none" else f"transformer, {learns}"
-            values = [run["metrics"]["test_accuracy"] for run in runs]
-            found[images, warp_of(config["data"]["distortion"] or {}), subset][arm] += values
-    rows: list[Sequence[str]] = [("images", "distortion", "training images", *arms, "seeds")]
-    for (images, warp, subset), each in sorted(found.items()):
-        cells = [spread(each[arm], ".1%") if arm in each else "" for arm in arms]
-        seeds = sorted({len(values) for values in each.values()})
-        rows.append((images, warp, f"{subset:,}", *cells, " or ".join(map(str, seeds))))
-    return table(rows) if len(rows) > 1 else ""
+    """The table of the networks that are trained on a few images, whose last epoch is tested."""
+    arms = {"plain": "plain", "labels": "transformer, labels", "transformer": "transformer, pose"}
+    found: dict[tuple[str, str, str, int, int], dict[str, Sequence[Result]]] = defaultdict(dict)
+    for name, runs in results.items():
+        config, (preset, *_) = runs[0]["config"], name.split(",")
+        subset = config["data"].get("subset")
+        if not subset or "checkpoint" in config["callbacks"]:
+            continue
+        arm = config["arm"] or ("labels", "transformer")[config["pose_weight"] > 0]
+        arm = "plain" if config["model"]["placement"] == "none" and not config["arm"] else arm
+        if arm in arms:
+            network = config["model"]["classifier"]["_target_"].rpartition(".")[2]
+            key = (preset, network, warp_of(config["data"]["distortion"] or {}), subset, runs[0]["metrics"]["epochs"])
+            if arm in found[key]:
+                raise InputError(f"{name}: there is another result of {arm} on {subset} images: keep one of them")
+            found[key][arm] = runs
+    rows: list[Sequence[str]] = [("preset", "network", "images", "number", "epochs", *arms.values(), "seeds")]
+    for (preset, network, warp, subset, epochs), of_arms in sorted(found.items()):
+        accuracies = [[run["metrics"]["test_accuracy"] for run in of_arms.get(arm, ())] for arm in arms]
+        seeds = sorted({len(values) for values in accuracies} - {0})
+        cells = [spread(values, ".1%") if values else "" for values in accuracies]
+        rows.append((f"`{preset}`", network, warp, f"{subset:,}", f"{epochs:,}", *cells, " or ".join(map(str, seeds))))
+    return table(rows) if len(rows) > 1 else UNMEASURED
 
 
 def kind_of(distortion: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ NEUTRAL = (
     r"|seed|data\.seed|data\.cache|threads|trainer\.log_every_n_steps|.*\.(dirpath|folder|save_dir|root_dir|log_dir)"
 )
 # Keys of the data that may differ between runs whose results are compared: they change the training alone.
-OF_TRAINING = r"data\.(flip|shift|cutout|cutmix|batch_size|eval_batch_size|cache|follow_links|seed)"
+OF_TRAINING = r"data\.(subset|flip|shift|cutout|cutmix|batch_size|eval_batch_size|cache|follow_links|seed)"
 WRITTEN = "the data's "  # before what environment.json says of the data: the classes and digests of the images
 
 

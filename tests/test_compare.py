@@ -153,6 +153,12 @@ def test_arms_name_the_rows_and_give_an_answer(write: Write, name: str) -> None:
     assert f"(+10.3 points, p = {p:.2g}, against the network without it)" in answer
 
 
+def test_arms_that_differ_by_more_have_no_answer(write: Write) -> None:
+    for arm, epochs, value in (("plain", 6, 0.6), ("plain", 15, 0.7), ("transformer", 6, 0.8)):
+        write(f"{arm}{epochs}", {"arm": arm, "trainer.max_epochs": epochs}, test_accuracy=value)
+    assert len(compared("*").rows) == 3 and compared("*").answer() is None
+
+
 def test_an_answer_needs_both_arms(write: Write) -> None:
     write("one", {"arm": "plain"}, test_accuracy=0.7)
     write("two", {"arm": "wider"}, test_accuracy=0.8)

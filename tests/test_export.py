@@ -143,6 +143,7 @@ def test_every_warp_runs_in_onnxruntime_and_torchscript(warp: str, tmp_path: Pat
         ["model.placement=parallel", "model.transformer.num_looks=2", "model.transformer.padding=[0.1,0.2,0.3]"],
         ["model.placement=shared", "model.transformer.supersample=2", "model.transformer.padding=reflection"],
         ["model=wide", "model.classifier.widths=[8,8,8]", "model.transformer.padding=zeros"],
+        ["model/localization=keypoints"],
     ],
     ids=" ".join,
 )

@@ -73,6 +73,14 @@ def test_a_choice_of_a_group_within_a_group_is_no_folder(folder: Path) -> None:
     assert "demo,data/distortion=none" in read_results()
 
 
+def test_a_run_with_a_class_from_elsewhere_is_kept(folder: Path) -> None:
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("stn.layers.SpatialTransformer", "traps.RandomStart"))
+    record(folder)
+    (result,) = read_results()["demo"]
+    assert result["config"]["model"]["transformer"]["_target_"] == "traps.RandomStart"
+
+
 def test_what_is_no_result_is_refused(folder: Path) -> None:
     path = folder / "environment.json"
     path.write_text(path.read_text().replace("abc", "abc-dirty"))
@@ -137,12 +145,14 @@ def test_a_trap_stands_beside_the_recipe_and_not_among_the_arms() -> None:
     assert [row.split(" | ")[1:] for row in rows] == [
         ["", "82.00%", "0.3 px", "2.0 °", "1 |"],
         ["`model.transformer.padding=zeros`", "80.00%", "0.5 px", "2.0 °", "1 |"],
-        ["`model/warp=similarity`", "70.00%", "9.0 px", "2.0 °", "1 |"],
+        ["`model/warp=similarity` `tta=null`", "70.00%", "9.0 px", "2.0 °", "1 |"],
     ]
     results["plain"] = runs(0.6, 0.0)
     results["plain"][0]["config"]["arm"] = "plain"
     _, _, *rows = distorted(results).splitlines()
     assert [row.split(" | ")[3] for row in rows] == ["60.00%", "82.00%"]
+    with pytest.raises(InputError, match=r"tta=null: there is another result of its arm on these images"):
+        distorted(results | {f"{RECIPE},tta=null": runs(0.8, 0.3)})
 
 
 @pytest.mark.parametrize("trap", [RandomStart, RoundedTheta])
@@ -185,20 +195,32 @@ def test_few_images_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(ROOT)
     warp = {"_target_": "stn.data.AffineDistortion", "rotation": 90.0, "scale": [1.0, 1.0], "canvas": None}
 
-    def runs(accuracies: list[float], placement: str, pose_weight: float) -> list[dict[str, Any]]:
+    def runs(
+        accuracies: list[float], placement: str, weight: float, arm: str | None = None, callbacks: str = "history"
+    ) -> list[dict[str, Any]]:
         model = {"placement": placement, "classifier": {"_target_": "stn.networks.ConvNet"}}
         data = {"subset": 1000, "channels": 1, "distortion": warp}
-        config = {"model": model, "pose_weight": pose_weight, "data": data, "arm": placement}
-        return [{"config": config, "metrics": {"test_accuracy": value}} for value in accuracies]
+        config = {"model": model, "pose_weight": weight, "data": data, "arm": arm, "callbacks": [callbacks]}
+        return [{"config": config, "metrics": {"test_accuracy": value, "epochs": 200}} for value in accuracies]
 
-    results = {
+    digits_alone = {
         "distorted_mnist,a": runs([0.9, 0.91], "none", 0.0),
         "distorted_mnist,b": runs([0.88], "input", 0.0),
         "distorted_mnist,c": runs([0.95], "input", 1.0),
     }
-    row = "| digits | turned ±90° | 1,000 | 90.5% (90.0% to 91.0%) | 88.0% | 95.0% | 1 or 2 |"
-    assert little(results).splitlines()[2:] == [row]
-    assert "None is measured yet." in digits(results) and distorted(results) == ""
+    photographs = {
+        "does_it_help,a": runs([0.7], "input", 1.0, "transformer"),
+        "does_it_help,b": runs([0.1], "none", 0.0, "ceiling"),
+        "does_it_help,c": runs([0.1], "none", 0.0, "plain", "checkpoint"),
+    }
+    rows = [
+        "| `distorted_mnist` | ConvNet | turned ±90° | 1,000 | 200 | 90.5% (90.0% to 91.0%) | 88.0% | 95.0% | 1 or 2 |",
+        "| `does_it_help` | ConvNet | turned ±90° | 1,000 | 200 |  |  | 70.0% | 1 |",
+    ]
+    assert little(digits_alone | photographs).splitlines()[2:] == rows
+    assert "None is measured yet." in digits(digits_alone) and distorted(photographs) == ""
+    with pytest.raises(InputError, match="distorted_mnist,d: there is another result of plain on 1000 images"):
+        little(digits_alone | {"distorted_mnist,d": runs([0.9], "none", 0.0)})
 
 
 @pytest.mark.parametrize(

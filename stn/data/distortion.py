@@ -115,12 +115,12 @@ class Distortion(ABC):
 
     def _with_pieces(self, behind: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
         """Puts squares of other images (N, C, H, W) at random places of `behind` (N, C, canvas, canvas)."""
-        count, _, canvas, _ = behind.shape
+        count, channels, canvas, _ = behind.shape
         size = images.shape[-1]
         side = min(self.piece_size, size, canvas)
-        image = torch.arange(count)
-        # Every square of an image and of a canvas, by its place: (N, C, row, column, side, side).
-        pieces, places = (one.unfold(2, side, 1).unfold(3, side, 1) for one in (images, behind))
+        squares = images.unfold(2, side, 1).unfold(3, side, 1)  # by place: (N, C, row, column, side, side)
+        image, pixels = torch.arange(count), behind.flatten(2)
+        offsets = (torch.arange(side).view(-1, 1) * canvas + torch.arange(side)).flatten()
 
         def at_random(room: int) -> Tensor:
             return torch.randint(room, (count,), generator=generator)
@@ -128,10 +128,11 @@ class Distortion(ABC):
         for _ in range(self.pieces):
             # From another image of the batch, which is shuffled.
             other = (image + 1 + at_random(max(1, count - 1))) % count
-            piece = pieces[other, :, at_random(size - side + 1), at_random(size - side + 1)]
-            place = (image, slice(None), at_random(canvas - side + 1), at_random(canvas - side + 1))
-            places[place] = piece if self.opaque else torch.maximum(places[place], piece)
-        return behind
+            piece = squares[other, :, at_random(size - side + 1), at_random(size - side + 1)].flatten(2)
+            corner = at_random(canvas - side + 1) * canvas + at_random(canvas - side + 1)
+            place = (corner[:, None] + offsets)[:, None].expand(-1, channels, -1).to(behind.device)
+            pixels.scatter_(2, place, piece if self.opaque else torch.maximum(pixels.gather(2, place), piece))
+        return pixels.view_as(behind)
 
 
 def texture(count: int, channels: int, size: int, generator: torch.Generator) -> Tensor:

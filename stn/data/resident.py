@@ -37,7 +37,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
     validate_on: "held_out"; or "test", which trains on the whole training set and validates on the test set, as
         published logs often do.
     split_seed: chooses the images that are held out, and the subset.
-    subset: trains on so many images, as many of each class as of the others; None: on all that are not held out.
+    subset: the number of training images, evenly over the classes; None: all that are not held out.
     distortion: of all images, drawn anew for each batch in training, and once for validation and test; None for none.
     test_distortion: of the test images, if it is another one.
     seed: of the order and the augmentation.
