@@ -91,7 +91,7 @@ class Comparison:
         """One sentence on what the transformer gains, if the rows are arms of experiment=does_it_help."""
         named = [(row.settings["arm"], row) for row in self.rows if "arm" in row.settings]
         arms = dict(named)
-        if len(arms) < len(named):  # which differ by more, such as the distortion
+        if len(arms) < len(named):  # some rows share an arm and differ otherwise, such as by their distortion
             return None
         plain, found = arms.get("plain"), arms.get("transformer") or arms.get("window")
         if not plain or not found or not self.by.endswith("accuracy"):

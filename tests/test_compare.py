@@ -232,6 +232,12 @@ def test_augmentation_is_no_difference_of_the_data(write: Write) -> None:
     assert compared("a", "b").rows[0].name == "batch_size=7 flip=true"
 
 
+def test_runs_on_subsets_of_the_data_are_compared(write: Write) -> None:
+    write("a", {"data.subset": 50}, test_accuracy=0.5)
+    write("b", {"data.subset": 500}, test_accuracy=0.6)
+    assert [row.name for row in compared("a", "b").rows] == ["subset=500", "subset=50"]
+
+
 @pytest.fixture
 def sweep(write: Write) -> Path:
     """Two settings with two seeds, one of them trained twice, and three runs that are not finished."""

@@ -169,7 +169,7 @@ class MeanPlaces(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, 2), (x, y) in [-1, 1]."""
         height, width = features.shape[2:]
-        with without_autocast(features.device):  # bfloat16 has but 128 places between 0.5 and 1
+        with without_autocast(features.device):  # bfloat16 has only 128 numbers between 0.5 and 1
             weights = features.float().flatten(2).softmax(dim=2)
             return weights @ pixel_centres(height, width, device=features.device)
 

@@ -61,9 +61,10 @@ def test_a_mean_place_is_exact_under_bfloat16() -> None:
     squares = (y[:, None] - places[..., 1, None, None]) ** 2 + (x - places[..., 0, None, None]) ** 2
     found = MeanPlaces()(-200 * squares)
     torch.testing.assert_close(found, places, atol=1e-3, rtol=0)
+    rounded = (-200 * squares).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = (-200 * squares).bfloat16()
-        torch.testing.assert_close(MeanPlaces()(rounded), MeanPlaces()(rounded.float()))
+        under_autocast = MeanPlaces()(rounded)
+    torch.testing.assert_close(under_autocast, MeanPlaces()(rounded.float()))
 
 
 @pytest.mark.parametrize("family", [ConvLocalization, FullyConnectedLocalization])
