@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -45,49 +46,66 @@ def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
     return table(rows)
 
 
-def distorted(results: Mapping[str, Sequence[Result]], fewest: int = 1) -> str:
-    """The table of the arms of experiment=does_it_help, by distortion and epochs; empty without any.
+def arms(results: Mapping[str, Sequence[Result]], presets: Sequence[str], fewest: int = 1) -> str:
+    """The table of the arms of some presets, by test images, network and epochs; empty without any.
 
-    fewest: seeds of the arm plain, and of transformer or window, without which a distortion is left out.
+    fewest: seeds of plain, and of an arm with a transformer or a search, without which a group is left out.
     """
-    groups: dict[tuple[str, int], dict[str, Sequence[Result]]] = defaultdict(dict)
+    groups: dict[tuple[str, bool, int], dict[str, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():
         config = runs[0]["config"]
         is_whole = not config["data"].get("subset")
-        if config.get("arm") and config["data"].get("distortion") and is_whole and not trap_of(name):
-            arms = groups[warp_of(config["data"]["distortion"]), runs[0]["metrics"]["epochs"]]
-            if config["arm"] in arms:
+        if name.partition(",")[0] in presets and config["arm"] and is_whole and not trap_of(name):
+            images, arm = seen(config["data"], config["arm"])
+            group = groups[images, "model.classifier." in name, runs[0]["metrics"]["epochs"]]
+            if arm in group:
                 raise InputError(f"{name}: there is another result of its arm on these images: keep one of them")
-            arms[config["arm"]] = runs
-    rows: list[Sequence[str]] = [
-        ("images", "epochs", "arm", "test accuracy", "seeds", "gain", "p", "corners", "angle", "shortest time")
-    ]
-    for (warp, epochs), arms in groups.items():
-        plain, transformer, window = (len(arms.get(arm, ())) for arm in ("plain", "transformer", "window"))
-        if min(plain, max(transformer, window)) < fewest:
-            continue
-        values = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in runs} for arm, runs in arms.items()}
-        for arm in sorted(arms, key=lambda arm: mean(values[arm].values())):
-            metrics = [run["metrics"] for run in arms[arm]]
-            gain, p = "", ""
-            if arm != "plain" and "plain" in arms:
-                gain = f"{100 * (mean(values[arm].values()) - mean(values['plain'].values())):+.1f}"
-                found = compare(values[arm], values["plain"])[1]
-                p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
-            is_turned = arms[arm][0]["config"]["data"]["distortion"].get("rotation")
-            errors = [
-                f"{mean(one[key] for one in metrics):.1f} {unit}"
-                if key in metrics[0] and (is_turned or unit == "px")
-                else ""
-                for key, unit in (
-                    ("test_transformer_corner_error_pixels", "px"),
-                    ("test_transformer_angle_error_degrees", "°"),
-                )
-            ]
-            accuracy = spread([one["test_accuracy"] for one in metrics])
-            time = f"{min(one['seconds'] for one in metrics):,.0f} s"
-            rows.append((warp, str(epochs), f"`{arm}`", accuracy, str(len(metrics)), gain, p, *errors, time))
+            group[arm] = runs
+    head = ("images", "epochs", "arm", "channels", "test accuracy", "seeds", "gain", "p", "corners", "angle", "time")
+    rows: list[Sequence[str]] = [head]
+    for (images, _, epochs), group in groups.items():
+        plain = [len(group[arm]) for arm in group if arm.startswith("`plain`")]
+        others = [len(group[arm]) for arm in group if not arm.startswith(("`plain`", "`wider`", "`ceiling`"))]
+        if plain and others and min(max(plain), max(others)) >= fewest:
+            rows += [(images, str(epochs), *row) for row in rows_of(group)]
     return table(rows) if len(rows) > 1 else ""
+
+
+def rows_of(arms: Mapping[str, Sequence[Result]]) -> list[Sequence[str]]:
+    """The rows of the arms of one group, the least accurate first. Gains are over the best plain one."""
+    accuracies = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in arms[arm]} for arm in arms}
+    order = sorted(arms, key=lambda arm: mean(accuracies[arm].values()))
+    plain = [arm for arm in order if arm.startswith("`plain`")][-1]
+    rows: list[Sequence[str]] = []
+    for arm in order:
+        gain, p = "", ""
+        if arm != plain:
+            gain = f"{100 * (mean(accuracies[arm].values()) - mean(accuracies[plain].values())):+.1f}"
+            found = compare(accuracies[arm], accuracies[plain])[1]
+            p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
+        metrics, config = [run["metrics"] for run in arms[arm]], arms[arm][0]["config"]
+        channels = ", ".join(map(str, config["model"]["classifier"]["widths"]))
+        is_turned = (config["data"]["distortion"] or {}).get("rotation")
+        keys = {"corner_error_pixels": "px"} | ({"angle_error_degrees": "°"} if is_turned else {})
+        errors = {
+            key: f"{mean(one[f'test_transformer_{key}'] for one in metrics):.1f} {unit}"
+            for key, unit in keys.items()
+            if f"test_transformer_{key}" in metrics[0]
+        }
+        time = f"{min(one['seconds'] for one in metrics):,.0f} s"
+        accuracy = spread(list(accuracies[arm].values()))
+        corners, angle = (errors.get(key, "") for key in ("corner_error_pixels", "angle_error_degrees"))
+        rows.append((arm, channels, accuracy, str(len(metrics)), gain, p, corners, angle, time))
+    return rows
+
+
+def seen(data: Mapping[str, Any], arm: str) -> tuple[str, str]:
+    """The images that an arm is tested on, and the arm, with what it is trained on if that differs, in words."""
+    trained = warp_of(data["distortion"] or {})
+    tested = warp_of(data["test_distortion"]) if data.get("test_distortion") else trained
+    source = Path(data["root"]).name
+    images = tested if source == "cifar10" else f"{source}, {tested}"
+    return images, f"`{arm}`" + f", trained on images {trained}" * (trained != tested)
 
 
 def traps(results: Mapping[str, Sequence[Result]]) -> str:
@@ -119,7 +137,7 @@ def warp_of(distortion: Mapping[str, Any]) -> str:
     said = []
     if distortion.get("rotation"):
         said.append(f"turned ±{distortion['rotation']:g}°")
-    if distortion["scale"] != [1.0, 1.0]:
+    if distortion.get("scale", [1.0, 1.0]) != [1.0, 1.0]:
         said.append("scaled {:g} to {:g}".format(*distortion["scale"]))
     if distortion.get("aspect", 1) != 1 or distortion.get("shear"):
         said.append("stretched, sheared")
@@ -128,7 +146,7 @@ def warp_of(distortion: Mapping[str, Any]) -> str:
     shift = distortion.get("shift", 0)
     if shift != 0:
         said.append("anywhere" if shift is None else f"shifted ±{shift / 2:.0%}")
-    if distortion["canvas"]:
+    if distortion.get("canvas"):
         said.append(f"on {distortion['canvas']} × {distortion['canvas']}")
     if distortion.get("pieces"):
         said.append(f"among {distortion['pieces']} pieces of others")

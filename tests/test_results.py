@@ -18,7 +18,7 @@ from stn.errors import InputError
 from stn.layers import Affine, FullyConnectedLocalization, SpatialTransformer
 from stn.results import RESULTS, experiment, read_results, record
 from stn.results_page import README, front_page, page, with_tables
-from stn.results_tables import RECIPE, changes, colocalized, digits, distorted, little, traps, warp_of
+from stn.results_tables import RECIPE, arms, changes, colocalized, digits, little, traps, warp_of
 from stn.training import train
 
 
@@ -103,8 +103,11 @@ def test_a_change_is_compared_with_the_same_seeds() -> None:
 def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
     warp = {"rotation": 90.0, "scale": [0.7, 1.2], "aspect": 1.0, "shear": 0.0, "shift": 0.2, "canvas": None}
 
-    def runs(arm: str, accuracies: list[float], seconds: float, **more: float) -> list[dict[str, Any]]:
-        config = {"arm": arm, "data": {"distortion": warp | {"undo": arm == "ceiling"}}}
+    def runs(
+        arm: str, accuracies: list[float], seconds: float, test: dict[str, Any] | None = None, **more: float
+    ) -> list[dict[str, Any]]:
+        data = {"distortion": warp | {"undo": arm == "ceiling"}, "test_distortion": test, "root": "data/cifar10"}
+        config = {"arm": arm, "data": data, "model": {"classifier": {"widths": [32, 64]}}}
         metrics = {"epochs": 15, "seconds": seconds, **more}
         return [
             {"seed": seed, "config": config, "metrics": metrics | {"test_accuracy": value}}
@@ -113,19 +116,39 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
 
     errors = {"test_transformer_corner_error_pixels": 0.55, "test_transformer_angle_error_degrees": 1.23}
     results = {
-        "a": runs("plain", [0.70, 0.71, 0.72], 400),
-        "b": runs("transformer", [0.80, 0.82, 0.84], 700, **errors),
-        "c": runs("ceiling", [0.85], 410),
+        "preset,a": runs("plain", [0.70, 0.71, 0.72], 400),
+        "preset,b": runs("transformer", [0.80, 0.82, 0.84], 700, **errors),
+        "preset,c": runs("ceiling", [0.85], 410),
+        "other,a": runs("plain", [0.1], 400),
     }
     images = "turned ±90°, scaled 0.7 to 1.2, shifted ±10%"
-    _, _, *rows = distorted(results).splitlines()
+    _, _, *rows = arms(results, ["preset"]).splitlines()
     p = stats.ttest_rel((0.80, 0.82, 0.84), (0.70, 0.71, 0.72)).pvalue
     assert rows == [
-        f"| {images} | 15 | `plain` | 71.00% (70.00% to 72.00%) | 3 |  |  |  |  | 400 s |",
-        f"| {images} | 15 | `transformer` | 82.00% (80.00% to 84.00%) | 3 | +11.0 | {p:.3f} | 0.6 px | 1.2 ° | 700 s |",
-        f"| {images} | 15 | `ceiling` | 85.00% | 1 | +14.0 |  |  |  | 410 s |",
+        f"| {images} | 15 | `plain` | 32, 64 | 71.00% (70.00% to 72.00%) | 3 |  |  |  |  | 400 s |",
+        f"| {images} | 15 | `transformer` | 32, 64 | 82.00% (80.00% to 84.00%) | 3 | +11.0 | {p:.3f} "
+        "| 0.6 px | 1.2 ° | 700 s |",
+        f"| {images} | 15 | `ceiling` | 32, 64 | 85.00% | 1 | +14.0 |  |  |  | 410 s |",
     ]
-    assert distorted(results, fewest=4) == ""
+    assert arms(results, ["preset"], fewest=4) == ""
+
+    upright = warp | {"rotation": 0.0, "scale": [1.0, 1.0], "shift": 0.0}
+    results = {
+        "preset,d": runs("plain", [0.9], 400, upright),
+        "preset,e": runs("plain", [0.92], 400, warp),
+        "preset,f": runs("transformer", [0.89], 400, upright),
+        "preset,model.classifier.widths=[32,64],g": runs("transformer", [0.95], 400, upright),
+        "preset,model.classifier.widths=[32,64],h": runs("plain", [0.9], 400, upright),
+    }
+    results["preset,e"][0]["config"]["data"] |= {"distortion": None, "test_distortion": None}
+    _, _, *rows = arms(results, ["preset"]).splitlines()
+    assert [(row.split(" | ")[2], row.split(" | ")[6]) for row in rows] == [
+        (f"`transformer`, trained on images {images}", "-3.0"),
+        (f"`plain`, trained on images {images}", "-2.0"),
+        ("`plain`", ""),
+        (f"`plain`, trained on images {images}", ""),
+        (f"`transformer`, trained on images {images}", "+5.0"),
+    ]
 
 
 def test_a_trap_stands_beside_the_recipe_and_not_among_the_arms() -> None:
@@ -133,7 +156,8 @@ def test_a_trap_stands_beside_the_recipe_and_not_among_the_arms() -> None:
         distortion = {"rotation": 90.0, "scale": [1.0, 1.0], "shift": 0.0, "canvas": None}
         errors = {"test_transformer_corner_error_pixels": corners, "test_transformer_angle_error_degrees": 2.0}
         metrics = {"epochs": 6, "seconds": 300.0, "test_accuracy": accuracy}
-        config = {"arm": "transformer", "data": {"distortion": distortion}}
+        model = {"classifier": {"widths": [32, 64, 128]}}
+        config = {"arm": "transformer", "data": {"distortion": distortion, "root": "data/cifar10"}, "model": model}
         return [{"seed": 0, "config": config, "metrics": metrics | errors}]
 
     results = {
@@ -147,12 +171,12 @@ def test_a_trap_stands_beside_the_recipe_and_not_among_the_arms() -> None:
         ["`model.transformer.padding=zeros`", "80.00%", "0.5 px", "2.0 °", "1 |"],
         ["`model/warp=similarity` `tta=null`", "70.00%", "9.0 px", "2.0 °", "1 |"],
     ]
-    results["plain"] = runs(0.6, 0.0)
-    results["plain"][0]["config"]["arm"] = "plain"
-    _, _, *rows = distorted(results).splitlines()
-    assert [row.split(" | ")[3] for row in rows] == ["60.00%", "82.00%"]
+    results["does_it_help,a"] = runs(0.6, 0.0)
+    results["does_it_help,a"][0]["config"]["arm"] = "plain"
+    _, _, *rows = arms(results, ["does_it_help"]).splitlines()
+    assert [row.split(" | ")[4] for row in rows] == ["60.00%", "82.00%"]
     with pytest.raises(InputError, match=r"tta=null: there is another result of its arm on these images"):
-        distorted(results | {f"{RECIPE},tta=null": runs(0.8, 0.3)})
+        arms(results | {f"{RECIPE},tta=null": runs(0.8, 0.3)}, ["does_it_help"])
 
 
 @pytest.mark.parametrize("trap", [RandomStart, RoundedTheta])
@@ -218,7 +242,7 @@ def test_few_images_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -
         "| `does_it_help` | ConvNet | turned ±90° | 1,000 | 200 |  |  | 70.0% | 1 |",
     ]
     assert little(digits_alone | photographs).splitlines()[2:] == rows
-    assert "None is measured yet." in digits(digits_alone) and distorted(photographs) == ""
+    assert "None is measured yet." in digits(digits_alone) and arms(photographs, ["does_it_help"]) == ""
     with pytest.raises(InputError, match="distorted_mnist,d: there is another result of plain on 1000 images"):
         little(digits_alone | {"distorted_mnist,d": runs([0.9], "none", 0.0)})
 
