@@ -12,6 +12,7 @@ from stn.results import RESULTS, Result, spread, table
 from stn.significance import compare
 
 UNMEASURED = "None is measured yet."
+Arm = tuple[int, str]  # epochs, and what it is
 RECIPE = "does_it_help,arm=transformer,data/distortion=rotation,trainer.max_epochs=6"
 # What each trap changes of the recipe, by the setting that makes it.
 TRAPS = {
@@ -47,43 +48,44 @@ def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
 
 
 def arms(results: Mapping[str, Sequence[Result]], presets: Sequence[str], fewest: int = 1) -> str:
-    """The table of the arms of some presets, by test images, network and epochs; empty without any.
+    """The table of the arms of some presets, by test images and network; empty without any.
 
     fewest: seeds of plain, and of an arm with a transformer or a search, without which a group is left out.
     """
-    groups: dict[tuple[str, bool, int], dict[str, Sequence[Result]]] = defaultdict(dict)
+    groups: dict[tuple[str, bool], dict[Arm, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():
         config = runs[0]["config"]
         is_whole = not config["data"].get("subset")
         if name.partition(",")[0] in presets and config["arm"] and is_whole and not trap_of(name):
             images, arm = seen(config["data"], config["arm"])
-            group = groups[images, "model.classifier." in name, runs[0]["metrics"]["epochs"]]
-            if arm in group:
+            group, key = groups[images, "model.classifier." in name], (runs[0]["metrics"]["epochs"], arm)
+            if key in group:
                 raise InputError(f"{name}: there is another result of its arm on these images: keep one of them")
-            group[arm] = runs
+            group[key] = runs
     head = ("images", "epochs", "arm", "channels", "test accuracy", "seeds", "gain", "p", "corners", "angle", "time")
     rows: list[Sequence[str]] = [head]
-    for (images, _, epochs), group in groups.items():
-        plain = [len(group[arm]) for arm in group if arm.startswith("`plain`")]
-        others = [len(group[arm]) for arm in group if not arm.startswith(("`plain`", "`wider`", "`ceiling`"))]
+    for (images, _), group in groups.items():
+        plain = [len(group[arm]) for arm in group if arm[1].startswith("`plain`")]
+        others = [len(group[arm]) for arm in group if not arm[1].startswith(("`plain`", "`wider`", "`ceiling`"))]
         if plain and others and min(max(plain), max(others)) >= fewest:
-            rows += [(images, str(epochs), *row) for row in rows_of(group)]
+            rows += [(images, *row) for row in rows_of(group)]
     return table(rows) if len(rows) > 1 else ""
 
 
-def rows_of(arms: Mapping[str, Sequence[Result]]) -> list[Sequence[str]]:
-    """The rows of the arms of one group, the least accurate first. Gains are over the best plain one."""
-    accuracies = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in arms[arm]} for arm in arms}
-    order = sorted(arms, key=lambda arm: mean(accuracies[arm].values()))
-    plain = [arm for arm in order if arm.startswith("`plain`")][-1]
+def rows_of(group: Mapping[Arm, Sequence[Result]]) -> list[Sequence[str]]:
+    """The rows of the arms of one group, by epochs and accuracy, with the gain over the arm that `rival` gives."""
+    accuracies = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in group[arm]} for arm in group}
+    means = {arm: mean(accuracies[arm].values()) for arm in group}
+    times = {arm: min(run["metrics"]["seconds"] for run in group[arm]) for arm in group}
     rows: list[Sequence[str]] = []
-    for arm in order:
+    for arm in sorted(group, key=lambda arm: (arm[0], means[arm])):
         gain, p = "", ""
-        if arm != plain:
-            gain = f"{100 * (mean(accuracies[arm].values()) - mean(accuracies[plain].values())):+.1f}"
+        plain = rival(arm, means, times)
+        if plain and arm != plain:
+            gain = f"{100 * (means[arm] - means[plain]):+.1f}"
             found = compare(accuracies[arm], accuracies[plain])[1]
             p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
-        metrics, config = [run["metrics"] for run in arms[arm]], arms[arm][0]["config"]
+        metrics, config = [run["metrics"] for run in group[arm]], group[arm][0]["config"]
         channels = ", ".join(map(str, config["model"]["classifier"]["widths"]))
         is_turned = (config["data"]["distortion"] or {}).get("rotation")
         keys = {"corner_error_pixels": "px"} | ({"angle_error_degrees": "°"} if is_turned else {})
@@ -92,11 +94,17 @@ def rows_of(arms: Mapping[str, Sequence[Result]]) -> list[Sequence[str]]:
             for key, unit in keys.items()
             if f"test_transformer_{key}" in metrics[0]
         }
-        time = f"{min(one['seconds'] for one in metrics):,.0f} s"
-        accuracy = spread(list(accuracies[arm].values()))
         corners, angle = (errors.get(key, "") for key in ("corner_error_pixels", "angle_error_degrees"))
-        rows.append((arm, channels, accuracy, str(len(metrics)), gain, p, corners, angle, time))
+        accuracy, seeds = spread(list(accuracies[arm].values())), str(len(metrics))
+        rows.append((str(arm[0]), arm[1], channels, accuracy, seeds, gain, p, corners, angle, f"{times[arm]:,.0f} s"))
     return rows
+
+
+def rival(arm: Arm, means: Mapping[Arm, float], times: Mapping[Arm, float]) -> Arm | None:
+    """The best plain network of as many epochs, else the best one that took as long or longer; None without any."""
+    plain = [other for other in means if other[1].startswith("`plain`")]
+    equals = [other for other in plain if other[0] == arm[0]]
+    return max(equals or [other for other in plain if times[other] >= times[arm]], key=means.__getitem__, default=None)
 
 
 def seen(data: Mapping[str, Any], arm: str) -> tuple[str, str]:
