@@ -221,7 +221,9 @@ def kind_of(distortion: Mapping[str, Any]) -> str | None:
     if family == "AffineDistortion":
         is_rotation = canvas is None and distortion["rotation"] == 90 and distortion["scale"] == [1.0, 1.0]
         return "R" if is_rotation else {42: "RTS", 60: "TC"}.get(canvas or 0)
-    return {"ProjectiveDistortion": "P", "ElasticDistortion": "E"}.get(family)
+    if family == "ProjectiveDistortion":
+        return "P" if distortion.get("along_diagonal") else None
+    return "E" if family == "ElasticDistortion" else None
 
 
 def colocalized() -> str:

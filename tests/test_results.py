@@ -202,6 +202,7 @@ def test_errors_on_digits_stand_beside_the_published_ones(monkeypatch: pytest.Mo
         model = {"classifier": {"_target_": "stn.networks.ConvNet"}, "warp": {"_target_": "stn.layers.Affine"}}
         config = {"model": model | {"placement": "input"}, "pose_weight": 0.0} | more
         warp = {"_target_": f"stn.data.{distortion}Distortion", "canvas": canvas, "rotation": 90, "scale": [1.0, 1.0]}
+        warp |= {"along_diagonal": True}
         config["data"] = {"distortion": warp}
         return [{"config": config, "metrics": {"test_accuracy": value}} for value in accuracies]
 

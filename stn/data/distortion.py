@@ -213,21 +213,29 @@ class ProjectiveDistortion(WarpDistortion):
     """A random scale, then a random displacement of each corner (Jaderberg et al. 2015, section 4.1).
 
     scale: the smallest and the largest size, in fractions of the image's.
-    displacement: the deviation of each coordinate of a corner, in pixels.
+    displacement: the deviation of each coordinate of a corner, or of the corner along its diagonal, in pixels.
+    along_diagonal: whether a corner moves along its diagonal alone, so that few images become too thin to be known.
     common: see `Distortion`.
     """
 
     warp = Projective()
 
-    def __init__(self, scale: Sequence[float] = (0.75, 1.0), displacement: float = 5.0, **common: object) -> None:
+    def __init__(
+        self,
+        scale: Sequence[float] = (0.75, 1.0),
+        displacement: float = 5.0,
+        along_diagonal: bool = False,
+        **common: object,
+    ) -> None:
         super().__init__(**common)  # type: ignore[arg-type]
         check_displacement(scale, displacement)
-        self.scale, self.displacement = tuple(scale), displacement
+        self.scale, self.displacement, self.along_diagonal = tuple(scale), displacement, along_diagonal
 
     def draw(self, count: int, size: int, generator: torch.Generator) -> Tensor:
         corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
         scale = between(self.scale, count, generator)[:, None, None]
-        moved = torch.randn(count, 4, 2, generator=generator) * (2 * self.displacement / size)
+        moved = torch.randn(count, 4, 1 if self.along_diagonal else 2, generator=generator)
+        moved = moved * (corners / math.sqrt(2) if self.along_diagonal else 1) * (2 * self.displacement / size)
         # A corner that is pushed across the diagonal would fold the image, so the draw is halved until none is.
         for _ in range(8):
             sides = (scale * corners + moved).roll(-1, 1) - (scale * corners + moved)

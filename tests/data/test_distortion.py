@@ -80,8 +80,20 @@ def test_the_homography_maps_the_corners() -> None:
     assert torch.allclose(Projective()(homography(corners, moved), corners), moved, atol=1e-5)
 
 
-def test_projective_draws_do_not_fold() -> None:
-    theta = ProjectiveDistortion(displacement=10).draw(2000, 28, torch.Generator().manual_seed(0))
+def test_corners_move_along_their_diagonal() -> None:
+    corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    distortion = ProjectiveDistortion((0.9, 0.9), displacement=1.4, along_diagonal=True)
+    moved = Projective()(distortion.draw(1000, 28, torch.Generator().manual_seed(0)), corners)
+    ratio = (moved / corners)[..., 0]
+    assert torch.allclose(moved, ratio[..., None] * corners, atol=1e-4)
+    deviation = ((ratio - 0.9) * 14 * math.sqrt(2)).std()  # of the corners along their diagonals, in pixels
+    assert abs(deviation - 1.4) < 0.1
+
+
+@pytest.mark.parametrize("along_diagonal", [False, True])
+def test_projective_draws_do_not_fold(along_diagonal: bool) -> None:
+    distortion = ProjectiveDistortion(displacement=10, along_diagonal=along_diagonal)
+    theta = distortion.draw(2000, 28, torch.Generator().manual_seed(0))
     matrix = Projective().matrix(theta)
     points = torch.cat((figure_points().float(), torch.ones(16, 1)), dim=1)
     divisors = (matrix @ points.T)[:, 2]
