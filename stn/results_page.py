@@ -64,8 +64,8 @@ def page(results: Mapping[str, Sequence[Result]]) -> str:
         "`experiment=distorted_mnist`: errors in % on the 10,000 test images, with the lowest and the highest of the "
         "seeds, beside table 1 of Jaderberg et al. 2015. Both convolutions have 64 filters, and the localization has "
         "batch norm. Behind a transformer, the network sees 28 × 28 pixels. `pose` is a transformer that learns from "
-        "the known distortion. In P each corner moves along its diagonal by N(0, 5 pixels), as we read the paper's "
-        '"stretching": where it moves freely, the plain network errs three times as often ([log.md](log.md)).\n\n'
+        "the known distortion. In P each corner moves along its diagonal by N(0, 5 pixels), as we read the paper. "
+        "Where it moves freely, errors are larger than the published ones, and here smaller ([log.md](log.md)).\n\n"
         f"{digits(results)}\n\n"
         "## Few images\n\n"
         "`data.subset`: networks that are trained on the number of images given, each under a new distortion in each "
