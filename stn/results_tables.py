@@ -82,7 +82,7 @@ def rows_of(group: Mapping[Arm, Sequence[Result]]) -> list[Sequence[str]]:
         gain, p = "", ""
         plain = rival(arm, means, times)
         if plain and arm != plain:
-            gain = f"{100 * (means[arm] - means[plain]):+.1f}"
+            gain = f"{100 * (means[arm] - means[plain]):+.2f}"
             found = compare(accuracies[arm], accuracies[plain])[1]
             p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
         metrics, config = [run["metrics"] for run in group[arm]], group[arm][0]["config"]

@@ -128,10 +128,10 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
     p = stats.ttest_rel((0.80, 0.82, 0.84), (0.70, 0.71, 0.72)).pvalue
     assert rows == [
         f"| {images} | 15 | `plain` | 32, 64 | 71.00% (70.00% to 72.00%) | 3 |  |  |  |  | 400 s |",
-        f"| {images} | 15 | `transformer` | 32, 64 | 82.00% (80.00% to 84.00%) | 3 | +11.0 | {p:.3f} "
+        f"| {images} | 15 | `transformer` | 32, 64 | 82.00% (80.00% to 84.00%) | 3 | +11.00 | {p:.3f} "
         "| 0.6 px | 1.2 ° | 700 s |",
-        f"| {images} | 15 | `ceiling` | 32, 64 | 85.00% | 1 | +14.0 |  |  |  | 410 s |",
-        f"| {images} | 20 | `window` | 32, 64 | 76.00% (75.00% to 77.00%) | 3 | +5.0 |  |  |  | 399 s |",
+        f"| {images} | 15 | `ceiling` | 32, 64 | 85.00% | 1 | +14.00 |  |  |  | 410 s |",
+        f"| {images} | 20 | `window` | 32, 64 | 76.00% (75.00% to 77.00%) | 3 | +5.00 |  |  |  | 399 s |",
         f"| {images} | 30 | `window` | 32, 64 | 76.00% (75.00% to 77.00%) | 3 |  |  |  |  | 401 s |",
     ]
     assert arms(results, ["preset"], fewest=4) == ""
@@ -147,11 +147,11 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
     results["preset,e"][0]["config"]["data"] |= {"distortion": None, "test_distortion": None}
     _, _, *rows = arms(results, ["preset"]).splitlines()
     assert [(row.split(" | ")[2], row.split(" | ")[6]) for row in rows] == [
-        (f"`transformer`, trained on images {images}", "-3.0"),
-        (f"`plain`, trained on images {images}", "-2.0"),
+        (f"`transformer`, trained on images {images}", "-3.00"),
+        (f"`plain`, trained on images {images}", "-2.00"),
         ("`plain`", ""),
         (f"`plain`, trained on images {images}", ""),
-        (f"`transformer`, trained on images {images}", "+5.0"),
+        (f"`transformer`, trained on images {images}", "+5.00"),
     ]
 
 
