@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,7 +28,8 @@ def record(folder: Path) -> Path:
     """Writes the result of a run to results/<experiment>/<seed>.json, and returns that path.
 
     The result of `python -m stn.colocalize` goes to results/colocalization/. The experiment is named by the settings
-    of the run's command. Raises InputError for a run that is not finished, or whose code is in no commit.
+    of the run's command. Raises InputError for a run that is not finished, or whose code is in no commit, and where
+    there is a result of the same experiment on other images.
     """
     if (folder / "colocalization.json").is_file():
         return record_colocalization(folder)
@@ -42,6 +43,8 @@ def record(folder: Path) -> Path:
     settings["callbacks"] = sorted(name for name, node in plain["callbacks"].items() if node)
     name = experiment(environment["command"])
     path = RESULTS / name.replace("/", "-") / f"{plain['seed']}.json"  # of a group such as data/distortion
+    if path.exists() and source_of(json.loads(path.read_text())["config"]["data"]) != source_of(settings["data"]):
+        raise InputError(f"{path} is of other images than {folder}: move it, or name them by a setting")
     result = {"experiment": name, "seed": plain["seed"], **environment}
     if (evaluation := folder / "evaluation" / "evaluation.json").is_file():
         result["accuracy_by_angle"] = dict(read_json(evaluation))["accuracy_by_angle"]
@@ -59,6 +62,12 @@ def record_colocalization(folder: Path) -> Path:
     path = RESULTS / "colocalization" / f"{name}.json"
     write_json(path, result | {"images_of": kind})
     return path
+
+
+def source_of(data: Mapping[str, Any]) -> str:
+    """The name of a data set, from a run's settings: cifar10, mnist, shapes, or the name of a folder of images."""
+    kind = str(data["_target_"]).rpartition(".")[2].removesuffix("DataModule")
+    return Path(str(data["root"])).name if kind == "ImageFolder" else kind.lower()
 
 
 def check_commit(folder: Path, commit: str | None) -> None:

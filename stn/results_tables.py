@@ -1,14 +1,14 @@
 """The tables of docs/results.md and README, from the files in results/."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from stn.errors import InputError
-from stn.results import RESULTS, Result, spread, table
+from stn.results import RESULTS, Result, source_of, spread, table
 from stn.significance import compare
 
 UNMEASURED = "None is measured yet."
@@ -50,39 +50,41 @@ def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
 def arms(results: Mapping[str, Sequence[Result]], presets: Sequence[str], fewest: int = 1) -> str:
     """The table of the arms of some presets, by test images and network; empty without any.
 
-    fewest: seeds of plain, and of an arm with a transformer or a search, without which a group is left out.
+    Epochs are shown where an arm with a transformer or a search has a rival. fewest: the seeds that both must have.
     """
-    groups: dict[tuple[str, bool], dict[Arm, Sequence[Result]]] = defaultdict(dict)
+    groups: dict[tuple[str, str], dict[Arm, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():
         config = runs[0]["config"]
         is_whole = not config["data"].get("subset")
         if name.partition(",")[0] in presets and config["arm"] and is_whole and not trap_of(name):
             images, arm = seen(config["data"], config["arm"])
-            group, key = groups[images, "model.classifier." in name], (runs[0]["metrics"]["epochs"], arm)
+            network = " ".join(re.findall(r"model\.classifier\.\w+=(?:\[.*?\]|[^,]*)", name))
+            group, key = groups[images, network], (runs[0]["metrics"]["epochs"], arm)
             if key in group:
                 raise InputError(f"{name}: there is another result of its arm on these images: keep one of them")
             group[key] = runs
     head = ("images", "epochs", "arm", "channels", "test accuracy", "seeds", "gain", "p", "corners", "angle", "time")
     rows: list[Sequence[str]] = [head]
     for (images, _), group in groups.items():
-        plain = [len(group[arm]) for arm in group if arm[1].startswith("`plain`")]
-        others = [len(group[arm]) for arm in group if not arm[1].startswith(("`plain`", "`wider`", "`ceiling`"))]
-        if plain and others and min(max(plain), max(others)) >= fewest:
-            rows += [(images, *row) for row in rows_of(group)]
+        shown = set()
+        for one in group:
+            plain = rival(one, group)
+            is_compared = not one[1].startswith(("`plain`", "`wider`", "`ceiling`"))
+            if is_compared and plain and min(len(group[one]), len(group[plain])) >= fewest:
+                shown |= {one[0], plain[0]}
+        rows += [(images, *row) for row in rows_of(group) if int(row[0]) in shown]
     return table(rows) if len(rows) > 1 else ""
 
 
 def rows_of(group: Mapping[Arm, Sequence[Result]]) -> list[Sequence[str]]:
     """The rows of the arms of one group, by epochs and accuracy, with the gain over the arm that `rival` gives."""
     accuracies = {arm: {run["seed"]: run["metrics"]["test_accuracy"] for run in group[arm]} for arm in group}
-    means = {arm: mean(accuracies[arm].values()) for arm in group}
-    times = {arm: min(run["metrics"]["seconds"] for run in group[arm]) for arm in group}
     rows: list[Sequence[str]] = []
-    for arm in sorted(group, key=lambda arm: (arm[0], means[arm])):
+    for arm in sorted(group, key=lambda arm: (arm[0], accuracy_of(group[arm]))):
         gain, p = "", ""
-        plain = rival(arm, means, times)
+        plain = rival(arm, group)
         if plain and arm != plain:
-            gain = f"{100 * (means[arm] - means[plain]):+.2f}"
+            gain = f"{100 * (accuracy_of(group[arm]) - accuracy_of(group[plain])):+.2f}"
             found = compare(accuracies[arm], accuracies[plain])[1]
             p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
         metrics, config = [run["metrics"] for run in group[arm]], group[arm][0]["config"]
@@ -96,22 +98,34 @@ def rows_of(group: Mapping[Arm, Sequence[Result]]) -> list[Sequence[str]]:
         }
         corners, angle = (errors.get(key, "") for key in ("corner_error_pixels", "angle_error_degrees"))
         accuracy, seeds = spread(list(accuracies[arm].values())), str(len(metrics))
-        rows.append((str(arm[0]), arm[1], channels, accuracy, seeds, gain, p, corners, angle, f"{times[arm]:,.0f} s"))
+        time = f"{seconds_of(group[arm]):,.0f} s"
+        rows.append((str(arm[0]), arm[1], channels, accuracy, seeds, gain, p, corners, angle, time))
     return rows
 
 
-def rival(arm: Arm, means: Mapping[Arm, float], times: Mapping[Arm, float]) -> Arm | None:
+def rival(arm: Arm, group: Mapping[Arm, Sequence[Result]]) -> Arm | None:
     """The best plain network of as many epochs, else the best one that took as long or longer; None without any."""
-    plain = [other for other in means if other[1].startswith("`plain`")]
+    plain = [other for other in group if other[1].startswith("`plain`")]
     equals = [other for other in plain if other[0] == arm[0]]
-    return max(equals or [other for other in plain if times[other] >= times[arm]], key=means.__getitem__, default=None)
+    longer = [other for other in plain if seconds_of(group[other]) >= seconds_of(group[arm])]
+    return max(equals or longer, key=lambda other: accuracy_of(group[other]), default=None)
+
+
+def accuracy_of(runs: Sequence[Result]) -> float:
+    """The mean test accuracy of some runs."""
+    return mean(run["metrics"]["test_accuracy"] for run in runs)
+
+
+def seconds_of(runs: Sequence[Result]) -> float:
+    """The shortest time of some runs."""
+    return float(min(run["metrics"]["seconds"] for run in runs))
 
 
 def seen(data: Mapping[str, Any], arm: str) -> tuple[str, str]:
     """The images that an arm is tested on, and the arm, with what it is trained on if that differs, in words."""
     trained = warp_of(data["distortion"] or {})
     tested = warp_of(data["test_distortion"]) if data.get("test_distortion") else trained
-    source = Path(data["root"]).name
+    source = source_of(data)
     images = tested if source == "cifar10" else f"{source}, {tested}"
     return images, f"`{arm}`" + f", trained on images {trained}" * (trained != tested)
 
@@ -150,7 +164,8 @@ def warp_of(distortion: Mapping[str, Any]) -> str:
     if distortion.get("aspect", 1) != 1 or distortion.get("shear"):
         said.append("stretched, sheared")
     if distortion.get("displacement"):
-        said.append(f"points displaced by {distortion['displacement']:g} px")
+        what = "corners along their diagonals" if distortion.get("along_diagonal") else "points"
+        said.append(f"{what} displaced by {distortion['displacement']:g} px")
     shift = distortion.get("shift", 0)
     if shift != 0:
         said.append("anywhere" if shift is None else f"shifted ±{shift / 2:.0%}")

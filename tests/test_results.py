@@ -81,6 +81,17 @@ def test_a_run_with_a_class_from_elsewhere_is_kept(folder: Path) -> None:
     assert result["config"]["model"]["transformer"]["_target_"] == "traps.RandomStart"
 
 
+def test_a_result_on_other_images_is_not_overwritten(folder: Path) -> None:
+    path = record(folder)
+    assert record(folder) == path
+    result = json.loads(path.read_text())
+    result["config"]["data"] |= {"_target_": "stn.data.ImageFolderDataModule", "root": "photos"}
+    path.write_text(json.dumps(result))
+    with pytest.raises(InputError, match=r"0\.json is of other images than"):
+        record(folder)
+    assert json.loads(path.read_text()) == result
+
+
 def test_what_is_no_result_is_refused(folder: Path) -> None:
     path = folder / "environment.json"
     path.write_text(path.read_text().replace("abc", "abc-dirty"))
@@ -106,7 +117,12 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
     def runs(
         arm: str, accuracies: list[float], seconds: float, test: Any = None, epochs: int = 15, **more: float
     ) -> list[dict[str, Any]]:
-        data = {"distortion": warp | {"undo": arm == "ceiling"}, "test_distortion": test, "root": "data/cifar10"}
+        data = {
+            "distortion": warp | {"undo": arm == "ceiling"},
+            "test_distortion": test,
+            "root": "data/cifar10",
+            "_target_": "stn.data.ImageFolderDataModule",
+        }
         config = {"arm": arm, "data": data, "model": {"classifier": {"widths": [32, 64]}}}
         metrics = {"epochs": epochs, "seconds": seconds, **more}
         return [
@@ -132,7 +148,6 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
         "| 0.6 px | 1.2 ° | 700 s |",
         f"| {images} | 15 | `ceiling` | 32, 64 | 85.00% | 1 | +14.00 |  |  |  | 410 s |",
         f"| {images} | 20 | `window` | 32, 64 | 76.00% (75.00% to 77.00%) | 3 | +5.00 |  |  |  | 399 s |",
-        f"| {images} | 30 | `window` | 32, 64 | 76.00% (75.00% to 77.00%) | 3 |  |  |  |  | 401 s |",
     ]
     assert arms(results, ["preset"], fewest=4) == ""
 
@@ -143,6 +158,8 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
         "preset,f": runs("transformer", [0.89], 400, upright),
         "preset,model.classifier.widths=[32,64],g": runs("transformer", [0.95], 400, upright),
         "preset,model.classifier.widths=[32,64],h": runs("plain", [0.9], 400, upright),
+        "preset,model.classifier.widths=[64,64],i": runs("plain", [0.8], 400, upright),
+        "preset,model.classifier.widths=[64,64],j": runs("labels", [0.79], 400, upright),
     }
     results["preset,e"][0]["config"]["data"] |= {"distortion": None, "test_distortion": None}
     _, _, *rows = arms(results, ["preset"]).splitlines()
@@ -152,6 +169,8 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
         ("`plain`", ""),
         (f"`plain`, trained on images {images}", ""),
         (f"`transformer`, trained on images {images}", "+5.00"),
+        (f"`labels`, trained on images {images}", "-1.00"),
+        (f"`plain`, trained on images {images}", ""),
     ]
 
 
@@ -161,7 +180,11 @@ def test_a_trap_stands_beside_the_recipe_and_not_among_the_arms() -> None:
         errors = {"test_transformer_corner_error_pixels": corners, "test_transformer_angle_error_degrees": 2.0}
         metrics = {"epochs": 6, "seconds": 300.0, "test_accuracy": accuracy}
         model = {"classifier": {"widths": [32, 64, 128]}}
-        config = {"arm": "transformer", "data": {"distortion": distortion, "root": "data/cifar10"}, "model": model}
+        config = {
+            "arm": "transformer",
+            "data": {"distortion": distortion, "root": "data/cifar10", "_target_": "stn.data.ImageFolderDataModule"},
+            "model": model,
+        }
         return [{"seed": 0, "config": config, "metrics": metrics | errors}]
 
     results = {
@@ -206,12 +229,15 @@ def test_errors_on_digits_stand_beside_the_published_ones(monkeypatch: pytest.Mo
         config["data"] = {"distortion": warp}
         return [{"config": config, "metrics": {"test_accuracy": value}} for value in accuracies]
 
+    free_corners = runs([0.1], "Projective", None)
+    free_corners[0]["config"]["data"]["distortion"]["along_diagonal"] = False
     found = digits(
         {
             "distorted_mnist": runs([0.99, 0.994], "Affine", None),
             "distorted_mnist,b": runs([0.995], "Affine", 42),
             "distorted_mnist,c": runs([0.98], "Affine", 60, pose_weight=1.0),
             "distorted_mnist,d": runs([0.97], "Projective", None),
+            "distorted_mnist,e": free_corners,
             "other": runs([0.1], "Elastic", None),
         }
     )
@@ -258,6 +284,10 @@ def test_few_images_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -
         ({"rotation": 0.0, "scale": [1.0, 1.0]}, "upright"),
         ({"shift": None, "canvas": 64, "pieces": 16}, "turned ±90°, anywhere, on 64 × 64, among 16 pieces of others"),
         ({"displacement": 1.5, "rotation": 0}, "points displaced by 1.5 px"),
+        (
+            {"displacement": 5, "rotation": 0, "along_diagonal": True},
+            "corners along their diagonals displaced by 5 px",
+        ),
         ({"shear": 0.3}, "turned ±90°, stretched, sheared"),
     ],
 )
