@@ -72,7 +72,7 @@ def arms(results: Mapping[str, Sequence[Result]], presets: Sequence[str], fewest
             is_compared = not one[1].startswith(("`plain`", "`wider`", "`ceiling`"))
             if is_compared and plain and min(len(group[one]), len(group[plain])) >= fewest:
                 shown |= {one[0], plain[0]}
-        rows += [(images, *row) for row in rows_of(group) if int(row[0]) in shown]
+        rows += [(images, *row) for row in rows_of({one: runs for one, runs in group.items() if one[0] in shown})]
     return table(rows) if len(rows) > 1 else ""
 
 
