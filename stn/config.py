@@ -28,8 +28,9 @@ def config_folder() -> str:
 
 
 def register() -> None:
-    """Makes ${fastest_precision:…} known to the configs."""
+    """Makes ${fastest_precision:…} and ${if:condition,yes,no} known to the configs."""
     OmegaConf.register_new_resolver("fastest_precision", fastest_precision, replace=True)
+    OmegaConf.register_new_resolver("if", lambda condition, yes, no: yes if condition else no, replace=True)
 
 
 def fastest_precision(accelerator: str) -> str:

@@ -117,6 +117,9 @@ def keys(group: str) -> str:
             values.setdefault(code(value), []).append(f"`{choice}`")
     rows = [("key", "default", "meaning")]
     for key, meanings in found.items():
+        if len(meanings) > 1:  # a null has the meaning of what it leaves out
+            unsaid = meanings.pop("", {})
+            next(iter(meanings.values())).update(unsaid)
         for meaning, values in meanings.items():
             same = len(next(iter(values.values()))) == len(files)
             defaults = [value if same else f"{value} ({', '.join(where)})" for value, where in values.items()]

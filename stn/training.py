@@ -97,7 +97,7 @@ def train_in(
     if restarts:
         metrics["restarts"] = restarts
     if not broke_off:
-        kept = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        kept = getattr(chooser(trainer), "best_model_path", "") or None
         if kept and not Path(kept).exists():
             say(f"{kept} has been removed: the last weights are tested instead")
             kept = None
@@ -226,13 +226,19 @@ def check_poses(config: DictConfig, data: ResidentDataModule, classifier: Classi
         )
 
 
+def chooser(trainer: pl.Trainer) -> pl.callbacks.Checkpoint | None:
+    """The callback whose weights are tested: one that watches a metric, or else the first; None without any."""
+    callbacks = sorted(trainer.checkpoint_callbacks, key=lambda callback: getattr(callback, "monitor", None) is None)
+    return callbacks[0] if callbacks else None
+
+
 def warn_of_few_images(trainer: pl.Trainer, data: ResidentDataModule) -> None:
     """Warns if few held-out images choose the weights that are tested."""
-    held_out, chooser = len(data.labels["val"]), trainer.checkpoint_callback
-    if held_out < FEW_IMAGES and data.validate_on != "test" and getattr(chooser, "monitor", None):
+    held_out = len(data.labels["val"])
+    if held_out < FEW_IMAGES and data.validate_on != "test" and getattr(chooser(trainer), "monitor", None):
         log.warning(
             "the tested epoch is chosen by %d held-out images, much by chance: hold out %d by data.val_fraction, or "
-            "test the last epoch by callbacks.checkpoint=null",
+            "test the last epoch by callbacks=default",
             held_out,
             FEW_IMAGES,
         )

@@ -30,7 +30,9 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
         ("optimizer.lr=-1", "lr must be above 0, not -1"),
         ("data.batch_size=0", "data: batch_size must be 1 or more, not 0"),
-        ("callbacks.checkpoint.monitor=val/acc", "could not find the monitored key"),
+        ("callbacks.resizing.start=20", "start must lie in (0, 1], not 20"),
+        ("callbacks.resizing.until=0", "until must lie in (0, 1], not 0"),
+        ("callbacks=best_epoch callbacks.checkpoint.monitor=val/acc", "could not find the monitored key"),
         (
             "data.batch_size=49",
             "batch_size 49 is larger than the training set of 48 images: set data.batch_size=32 or less",
@@ -106,7 +108,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1 must not be negative"),
         ("trainer.log_every_n_steps=-1", "trainer.log_every_n_steps=-1 must not be negative"),
         ("data.mean=[nan,0,0]", "data: mean must be null, or a number for each of the channels (3), not [nan, 0, 0]"),
-        ("callbacks.checkpoint.filename=../../x", "must be the name of a file in the run's folder, without /"),
+        ("callbacks.last.filename=../../x", "must be the name of a file in the run's folder, without /"),
         ("data.train_images=1000000000000", "images of 3 x 32 x 32 need 5,722,045.9 GiB of memory, but there are"),
         ("model.localization.hidden=1000000000000", "model: there is not enough memory for so large a value"),
     ],
@@ -136,30 +138,6 @@ def test_a_gpu_where_there_is_none(command: Command) -> None:
 def test_compiling_without_a_compiler(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     refused(command(*TINY, "compile=default"), "compile=default needs a C++ compiler", "leave compile=null")
-
-
-@pytest.mark.parametrize(
-    ("choice", "said"),
-    [
-        (
-            "model=convnet_small ~model.classifier.convolutions",
-            "callbacks.resizing.start=20: this model cannot process such small images; choose a larger start",
-        ),
-        ("model.placement=features", "callbacks.resizing needs a transformer on the input whose output_size is unset"),
-        (
-            "+model.transformer.output_size=[24,24]",
-            "output_size is unset; or leave it out with callbacks.resizing=null",
-        ),
-        ("callbacks.resizing.start=32", "callbacks.resizing.start=32 must be less than the images' 32 pixels"),
-        ("callbacks.resizing.start=18", "start must be a multiple of 4 above 0, not 18"),
-        ("callbacks.resizing.start=4", "callbacks.resizing.start=4: this model cannot process such small images"),
-        ("callbacks.resizing.until=0", "until must lie in (0, 1], not 0"),
-    ],
-)
-def test_small_images_where_they_do_not_go(choice: str, said: str, command: Command) -> None:
-    tiny = [value for value in TINY if not value.startswith("model")]
-    found = command("experiment=fast94", *tiny, *choice.split())
-    refused(found, said)
 
 
 def test_no_network_and_no_data(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

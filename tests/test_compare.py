@@ -73,7 +73,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def base() -> DictConfig:
-    return compose(["data=shapes", "model=convnet_small"], "unused")
+    return compose(["data=shapes", "model=convnet_small", "tta=none"], "unused")
 
 
 @pytest.fixture

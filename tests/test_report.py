@@ -64,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 colour = (80 * label, 10 * index, 90)
                 Image.new("RGB", (32, 32), colour).save(folder / "photos" / split / name / f"{index}.png")
     data = ["data=image_folder", f"data.root={folder / 'photos'}", "data.batch_size=8", "callbacks.warps.images=4"]
-    train(compose([*TINY[4:], *data, *QUIET, "model.placement=parallel"], folder / "run"))
+    train(compose([*TINY[4:], *data, *QUIET, "callbacks=best_epoch", "model.placement=parallel"], folder / "run"))
     return folder / "run"
 
 
@@ -173,7 +173,7 @@ def test_a_file_of_the_run_that_cannot_be_read_is_named(
 
 
 def test_what_a_run_does_not_have_is_left_out(tmp_path: Path) -> None:
-    train(compose([*TINY, *QUIET, "logger=none", "model.placement=none"], tmp_path / "run"))
+    train(compose([*TINY, *QUIET, "callbacks=best_epoch", "logger=none", "model.placement=none"], tmp_path / "run"))
     (tmp_path / "run" / "metrics.json").unlink()
     (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()
     run = stn.Run.open(tmp_path / "run")

@@ -24,7 +24,7 @@ from stn.training import train
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two epochs."""
     folder = tmp_path_factory.mktemp("outputs") / "run"
-    train(compose([*TINY, "callbacks.warps=null", "callbacks.progress=null"], folder))
+    train(compose([*TINY, "callbacks=best_epoch", "callbacks.warps=null", "callbacks.progress=null"], folder))
     return folder
 
 

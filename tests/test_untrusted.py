@@ -30,7 +30,13 @@ Content = dict[str, Any]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of one epoch."""
     folder = tmp_path_factory.mktemp("outputs") / "run"
-    quiet = ["callbacks.warps=null", "callbacks.progress=null", "trainer.max_epochs=1", "optimizer=plain_sgd"]
+    quiet = [
+        "callbacks=best_epoch",
+        "callbacks.warps=null",
+        "callbacks.progress=null",
+        "trainer.max_epochs=1",
+        "optimizer=plain_sgd",
+    ]
     train(compose([*TINY, *quiet], folder))
     return folder
 

@@ -1,29 +1,30 @@
 """Trains on small images first."""
 
+import logging
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from stn.errors import InputError
 from stn.layers import SpatialTransformer
+
+log = logging.getLogger(__name__)
 
 
 class ProgressiveResizing(pl.Callback):
     """Trains on small images first: the transformer on the input has a small output, which grows with the epochs.
 
-    start: the side in pixels in the first epoch; it grows in steps of 4.
+    start: the side in the first epoch, as a share of the image's; it grows in steps of 4 pixels.
     until: the share of all epochs after which the images have their own size.
     Validation, pictures and test use the image's own size (M. Tan and Q. Le 2021, "EfficientNetV2", section 4).
-    Raises ValueError for values out of range. Raises InputError when training begins if the network has no transformer
-    on the input, or cannot process such small images.
+    Nothing grows in a network that has no transformer on the input, whose output_size is set, or that cannot take such
+    small images. Raises ValueError for values out of range.
     """
 
-    def __init__(self, start: int = 20, until: float = 0.5) -> None:
-        if start < 4 or start % 4:
-            raise ValueError(f"start must be a multiple of 4 above 0, not {start}")
-        if not 0 < until <= 1:
-            raise ValueError(f"until must lie in (0, 1], not {until}")
+    def __init__(self, start: float = 0.6, until: float = 0.5) -> None:
+        for name, share in {"start": start, "until": until}.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], not {share}")
         self.start, self.until = start, until
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -32,34 +33,29 @@ class ProgressiveResizing(pl.Callback):
         self.readers = [part for part in (first, *first.children()) if isinstance(part, SpatialTransformer)]
         images = pl_module.get_submodule("normalization")(trainer.datamodule.images["val"][:2])  # type: ignore[attr-defined]
         self.full = images.shape[2]
-        without = "leave it out with callbacks.resizing=null"
-        if not self.readers or any(reader.output_size for reader in self.readers):
-            raise InputError(
-                f"callbacks.resizing needs a transformer on the input whose output_size is unset; or {without}"
-            )
-        if self.full <= self.start:
-            raise InputError(
-                f"callbacks.resizing.start={self.start} must be less than the images' {self.full} pixels; or {without}"
-            )
-        self._read(self.start)
+        self.smallest = max(4, round(self.start * self.full / 4) * 4)
+        if any(reader.output_size for reader in self.readers):
+            self.readers = []
+        self._read(self.smallest)
         precision = trainer.precision_plugin
         try:
             # Uncompiled: torch would compile once more for this size.
             with torch.no_grad(), torch.compiler.set_stance("force_eager"), precision.forward_context():
                 net.eval()(images)
-        except RuntimeError as error:
-            raise InputError(
-                f"callbacks.resizing.start={self.start}: this model cannot process such small images; choose a larger "
-                f"start or model=wide, or {without}"
-            ) from error
+        except RuntimeError:
+            self._read(self.full)
+            self.readers = []
         net.train()
         self._read(self.full)
+        if self.readers and self.smallest < self.full:
+            log.info("images of %d pixels at first, which grow to %d", self.smallest, self.full)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
         # For each batch, because a validation within the epoch sets the full size.
         assert trainer.max_epochs is not None
-        done = trainer.current_epoch / (self.until * trainer.max_epochs)
-        side = self.start + round((self.full - self.start) * done / 4) * 4
+        growing = self.until * trainer.max_epochs
+        done = trainer.current_epoch / growing if growing >= 1 else 1.0
+        side = self.smallest + round((self.full - self.smallest) * done / 4) * 4
         self._read(side if done < 1 and side < self.full else self.full)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

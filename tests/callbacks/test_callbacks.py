@@ -169,25 +169,21 @@ def test_the_averaged_weights_are_validated_kept_and_tested(tmp_path: Path) -> N
     torch.testing.assert_close(classifier.state_dict()[name], average[name])
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
-def test_images_grow_in_training_and_are_whole_outside_it(precision: Any) -> None:
+WIDE = {"_target_": "stn.networks.WideConvNet", "_partial_": True, "widths": [4], "convolutions": [1]}
+
+
+def sides_seen(epochs: int, *more: pl.Callback, precision: Any = "32-true", **changes: Any) -> dict[str, list[int]]:
+    """The sides of the maps that the classifier sees in training, an epoch of one batch each, and outside it."""
     sides: dict[str, list[int]] = {"train": [], "val": []}
-    before: list[object] = []
-
-    class Later(pl.Callback):
-        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            before.append(pl_module.get_submodule("net.transformer").output_size)
-
-    data = ShapesDataModule(train_images=60, test_images=20, batch_size=30, val_fraction=0.5)
-    wide = {"_target_": "stn.networks.WideConvNet", "_partial_": True, "widths": [4], "convolutions": [1]}
-    classifier = Classifier(MODEL | {"classifier": wide}, OPTIMIZER, CLASSES)
+    classifier = Classifier(MODEL | changes, OPTIMIZER, CLASSES)
     classifier.net.get_submodule("classifier").register_forward_pre_hook(
         lambda module, inputs: sides["train" if module.training else "val"].append(inputs[0].shape[2])
     )
+    data = ShapesDataModule(train_images=60, test_images=20, batch_size=30, val_fraction=0.5)
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=6,
-        callbacks=[ProgressiveResizing(start=20, until=0.5), Later()],
+        max_epochs=epochs,
+        callbacks=[ProgressiveResizing(start=0.6, until=0.5), *more],
         precision=precision,
         logger=False,
         enable_checkpointing=False,
@@ -197,10 +193,39 @@ def test_images_grow_in_training_and_are_whole_outside_it(precision: Any) -> Non
     )
     trainer.fit(classifier, datamodule=data)
     trainer.test(classifier, datamodule=data, verbose=False)
+    return sides
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_images_grow_in_training_and_are_whole_outside_it(precision: Any) -> None:
+    before: list[object] = []
+
+    class Later(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            before.append(pl_module.get_submodule("net.transformer").output_size)
+
+    sides = sides_seen(6, Later(), precision=precision, classifier=WIDE)
     assert sides["train"] == [20, 24, 28, 32, 32, 32]
     # What the network makes of small images is tried once; a batch is 30 images, those of the test set 20.
     assert sides["val"] == [20, *[32] * 7]
     assert before == [None]  # what the summary shows
+
+
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [
+        ({}, 32),  # a classifier with a fully connected layer
+        ({"placement": "none", "classifier": WIDE}, 32),
+        ({"placement": "features", "classifier": WIDE | {"widths": [4, 4], "convolutions": [1, 1]}}, 15),
+        ({"classifier": WIDE, "transformer": MODEL["transformer"] | {"output_size": [24, 24]}}, 24),
+    ],
+)
+def test_images_keep_their_size_where_the_network_needs_it(changes: dict[str, Any], side: int) -> None:
+    assert set(sides_seen(2, **changes)["train"]) == {side}
+
+
+def test_a_single_epoch_sees_whole_images() -> None:
+    assert sides_seen(1, classifier=WIDE)["train"] == [32]
 
 
 @pytest.mark.parametrize("tta", ["mirror", "six"])

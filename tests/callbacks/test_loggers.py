@@ -105,7 +105,7 @@ def test_hyperparameters_are_flat_and_those_that_people_vary() -> None:
     found = hyperparameters(compose([*overrides, "callbacks.warps.images=3"]), [*overrides, "callbacks.warps.images=3"])
     assert found == {
         **{"model": "ConvNet", "warp": "ThinPlateSpline", "placement": "input", "data": "Shapes", "batch_size": 64},
-        **{"epochs": 10, "optimizer": "adamw", "lr": 0.5, "seed": 7, "model.classifier.dropout": 0.3},
+        **{"epochs": 10, "optimizer": "adamw", "lr": 0.5, "seed": 7, "tta": "none", "model.classifier.dropout": 0.3},
     }
     assert set(varied(overrides)) & found.keys() == {"warp", "lr", "model.classifier.dropout", "seed"}
 
@@ -118,7 +118,11 @@ def test_the_confusion_matrix_is_that_of_the_tested_weights(
     monkeypatch.setattr(
         stn.callbacks.dashboard, "draw_confusion", lambda found, *more: counts.append(found) or drawn(found, *more)
     )
-    metrics = train(composed(*TINY, *QUIET, "callbacks.warps=null", "optimizer.lr=0.3", "trainer.max_epochs=4"))
+    metrics = train(
+        composed(
+            *TINY, *QUIET, "callbacks=best_epoch", "callbacks.warps=null", "optimizer.lr=0.3", "trainer.max_epochs=4"
+        )
+    )
     assert metrics["best_val_accuracy"] != metrics["last_val_accuracy"]
     matrix = torch.tensor(counts[0])
     assert (
