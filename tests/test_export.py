@@ -33,7 +33,7 @@ WARPS += ["rotation", "rotation_classes", "similarity", "tps", "translation"]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with 70 test images."""
     folder = tmp_path_factory.mktemp("outputs") / "run"
-    quiet = ["callbacks.warps=null", "callbacks.progress=null", "data.test_images=70", "data.flip=true"]
+    quiet = ["callbacks.warps=null", "callbacks.progress=null", "data.test_images=70", "data.flip=true", "tta=mirror"]
     train(compose([*TINY, *quiet], folder))
     return folder
 
