@@ -289,7 +289,7 @@ def changes(results: Mapping[str, Sequence[Result]]) -> str:
         without = {run["seed"]: run["metrics"]["test_accuracy"] for run in results.get(preset, [])}
         pairs = [(run["metrics"]["test_accuracy"], without[run["seed"]]) for run in runs if run["seed"] in without]
         if settings and pairs:
-            shown = " ".join(f"`{setting}`" for setting in settings.split(","))
+            shown = " ".join(f"`{setting}`" for setting in re.findall(r"(?:\[.*?\]|[^,])+", settings))
             here, there = (spread(found) for found in zip(*pairs, strict=True))
             rows.append((f"[`{preset}`](results/{preset})", shown, here, there, str(len(pairs))))
     return table(rows)

@@ -4,16 +4,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from conftest import ROOT, TINY, Command
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 from traps import RandomStart, RoundedTheta
 
 from stn.benchmark import page as speed_page
+from stn.config import compose
 from stn.errors import InputError
 from stn.layers import Affine, FullyConnectedLocalization, SpatialTransformer
 from stn.results import RESULTS, experiment, read_results, record
@@ -327,3 +328,25 @@ def test_the_command_makes_the_pages(folder: Path, command: Command) -> None:
     for name in ("docs/results.md", "README.md"):
         assert f"**{accuracy:.2%}**" in (folder.parent / name).read_text()
     assert (folder.parent / "docs" / "published.png").exists()
+
+
+def test_the_figure_of_the_default_is_that_of_the_config_it_composes() -> None:
+    """It was run by another command, before it was the default."""
+    composed = cast(dict[str, Any], OmegaConf.to_container(compose(folder="run"), resolve=True))
+    (run,) = read_results()["default"]
+    kept = run["config"]
+    training = ["flip", "shift", "cutout", "cutmix", "batch_size", "val_fraction", "validate_on", "distortion"]
+    assert {key: composed["data"][key] for key in training} == {key: kept["data"][key] for key in training}
+    assert composed["trainer"] == kept["trainer"] | {"precision": composed["trainer"]["precision"]}
+    for key in (
+        "model",
+        "optimizer",
+        "label_smoothing",
+        "pose_weight",
+        "pose_label_weight",
+        "channels_last",
+        "compile",
+    ):
+        assert composed[key] == kept[key], key
+    assert {name for name, callback in composed["callbacks"].items() if callback} == set(kept["callbacks"])
+    assert composed["tta"] == kept["tta"] == "six"
