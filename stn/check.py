@@ -48,7 +48,7 @@ SET_BY_PROGRAM = {
         "callbacks": "they are the group callbacks",
         "logger": "it is the group logger",
         "default_root_dir": "it is the key folder",
-        "enable_checkpointing": "it follows from callbacks.checkpoint",
+        "enable_checkpointing": "it follows from the group callbacks",
         "enable_progress_bar": "it follows from callbacks.progress",
         "enable_model_summary": "it follows from callbacks.summary",
     },

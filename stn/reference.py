@@ -54,6 +54,8 @@ def reference() -> str:
     defaults = {
         group: choice for one in read("config.yaml")["defaults"] if one != "_self_" for group, choice in one.items()
     }
+    model = Path(config_folder(), "model", f"{defaults['model']}.yaml").read_text()
+    defaults |= dict(re.findall(r"override /(\w+)@_global_\S+ (\w+)", model))
     parts = [HEAD, "## The run\n", run_keys()]
     for group in [name for one in GROUPS for name in (one, *NESTED) if name == one or name.startswith(f"{one}/")]:
         chosen = f", by default `{defaults[group]}`" if group in defaults else ""
@@ -118,8 +120,8 @@ def keys(group: str) -> str:
     rows = [("key", "default", "meaning")]
     for key, meanings in found.items():
         if len(meanings) > 1:  # a null has the meaning of what it leaves out
-            unsaid = meanings.pop("", {})
-            next(iter(meanings.values())).update(unsaid)
+            for value, where in meanings.pop("", {}).items():
+                next(iter(meanings.values())).setdefault(value, []).extend(where)
         for meaning, values in meanings.items():
             same = len(next(iter(values.values()))) == len(files)
             defaults = [value if same else f"{value} ({', '.join(where)})" for value, where in values.items()]

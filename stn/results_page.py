@@ -42,7 +42,7 @@ def page(results: Mapping[str, Sequence[Result]]) -> str:
         "test set), which are JPEG-compressed. Where the shortest time has 1 thread, the machine did other work "
         "meanwhile.\n\n"
         f"## Accuracy\n\n{accuracies(results)}\n\n"
-        "`default` was run by the command in its file, before it was the default; a test compares the configs.\n\n"
+        "`default` was run by the command in its file, before it was the default; a test compares their settings.\n\n"
         "## Where a transformer helps\n\n"
         "`experiment=does_it_help` and `experiment=clutter`: each image is under a random warp, drawn anew for each "
         "batch and fixed in the test set. Gains are in points over the arm `plain` of as many epochs, or else over one "

@@ -238,7 +238,7 @@ def warn_of_few_images(trainer: pl.Trainer, data: ResidentDataModule) -> None:
     if held_out < FEW_IMAGES and data.validate_on != "test" and getattr(chooser(trainer), "monitor", None):
         log.warning(
             "the tested epoch is chosen by %d held-out images, much by chance: hold out %d by data.val_fraction, or "
-            "test the last epoch by callbacks=default",
+            "test the last epoch by callbacks.checkpoint=null",
             held_out,
             FEW_IMAGES,
         )

@@ -21,6 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stn.classifier import Classifier
+from stn.layers import SpatialTransformer
 from stn.run import Run
 from stn.training import train
 
@@ -263,7 +264,15 @@ def test_two_processes_train_as_one_with_the_same_global_batch(
 def test_images_grow_wherever_transformers_read_them(placement: str, composed: Callable[..., DictConfig]) -> None:
     tiny = [value for value in TINY if not value.startswith("model=")]
     small = ["model.classifier.widths=[8,8,8]", "callbacks.resizing.until=1", "logger=none"]
-    train(composed("experiment=fast94", *tiny, *small, f"model.placement={placement}"))
+    sides = set()
+
+    class Sides(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+            first = next(part for part in pl_module.modules() if isinstance(part, SpatialTransformer))
+            sides.add(first.output_size)
+
+    train(composed("experiment=fast94", *tiny, *small, f"model.placement={placement}"), [Sides()])
+    assert (20, 20) in sides
 
 
 @pytest.mark.parametrize(

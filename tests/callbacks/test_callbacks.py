@@ -1,17 +1,23 @@
 """The pictures and numbers of a run, from a network whose θ is known."""
 
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from conftest import TINY
+from omegaconf import DictConfig
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from stn.build import build_trainer
 from stn.callbacks import History, ProgressiveResizing, ThetaMonitor, WarpGallery, WeightAverage
 from stn.callbacks.warp_gallery import spread_over_classes
 from stn.classifier import Classifier
@@ -222,6 +228,62 @@ def test_images_grow_in_training_and_are_whole_outside_it(precision: Any) -> Non
 )
 def test_images_keep_their_size_where_the_network_needs_it(changes: dict[str, Any], side: int) -> None:
     assert set(sides_seen(2, **changes)["train"]) == {side}
+
+
+class Strict(torch.nn.Module):
+    """A stage that takes images of one size alone, as a vision transformer does."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[2] == 32, images.shape
+        return images.mean((2, 3))
+
+
+def test_images_keep_their_size_where_a_stage_asserts_it() -> None:
+    def strict(in_channels: int, num_classes: int, image_size: int) -> torch.nn.Module:
+        return torch.nn.Sequential(Strict(), torch.nn.Linear(in_channels, num_classes))
+
+    resizing = ProgressiveResizing()
+    net = torch.nn.Sequential(SpatialTransformer(ConvLocalization()), strict(3, 10, 32))
+    module = torch.nn.ModuleDict({"net": net, "normalization": torch.nn.Identity()})
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(images={"val": torch.rand(2, 3, 32, 32)}),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+    )
+    resizing.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    assert resizing.readers == [] and net[0].output_size is None
+
+
+@pytest.mark.parametrize(("side", "sides"), [(28, [16, 20, 24]), (64, [40, 48, 56]), (128, [80, 96, 112])])
+def test_images_have_few_sizes_and_do_not_shrink(side: int, sides: list[int]) -> None:
+    """Each size is compiled. A run that goes on for more epochs has seen larger images already."""
+    resizing = ProgressiveResizing()
+    net = torch.nn.Sequential(SpatialTransformer(ConvLocalization(image_size=side)), torch.nn.Flatten(2))
+    module = torch.nn.ModuleDict({"net": net, "normalization": torch.nn.Identity()})
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(images={"val": torch.rand(2, 3, side, side)}),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+        max_epochs=100,
+        current_epoch=0,
+    )
+
+    def size_in(epoch: int) -> Any:
+        trainer.current_epoch = epoch
+        resizing.on_train_batch_start(trainer, module)  # type: ignore[arg-type]
+        return net[0].output_size
+
+    resizing.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    assert list(dict.fromkeys(size_in(epoch) for epoch in range(100))) == [*((one, one) for one in sides), None]
+    kept = resizing.state_dict()
+    resizing = ProgressiveResizing()
+    resizing.load_state_dict(kept)
+    resizing.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    trainer.max_epochs = 1000
+    assert size_in(100) is None
+
+
+def test_the_average_is_put_aside_after_all_have_drawn(composed: Callable[..., DictConfig]) -> None:
+    names = [type(callback).__name__ for callback in build_trainer(composed(*TINY)).callbacks]  # type: ignore[attr-defined]
+    assert names.index("WeightAverage") > max(map(names.index, ("WarpGallery", "ThetaMonitor", "Dashboard")))
 
 
 def test_a_single_epoch_sees_whole_images() -> None:
