@@ -14,18 +14,20 @@ from torch import Tensor
 
 from stn.build import build_data, build_trainer, read_data
 from stn.callbacks.pictures import drawing
-from stn.check import check
+from stn.check import allowed_packages, check
 from stn.cli import print_table
 from stn.colocalizer import FOUND, Colocalizer
 from stn.config import write
 from stn.data.distortion import Distortion
 from stn.errors import InputError, nearest, user_errors
 from stn.figures import readings, sheet
+from stn.options import make_output
 from stn.process import prepare_process
 from stn.provenance import provenance
 from stn.run import Run
 from stn.training import train
 
+RESULT = "colocalization.json"
 IMAGES, OTHERS = 100, 900  # images of the class, and images of other classes, of which the clutter is cut
 EPOCHS = 6
 HIDES_NOTHING = (
@@ -34,11 +36,13 @@ HIDES_NOTHING = (
 SHOWN = 20
 
 
-def colocalize(config: DictConfig, category: str, encoder: str | None = None) -> dict[str, Any]:
+def colocalize(
+    config: DictConfig, category: str, encoder: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
     """Finds the images of one class that a distortion hides, and writes colocalization.json and pictures.
 
     config: see conf/colocalize.yaml; the results go into its folder. category: the name of the class.
-    encoder: a run on undistorted images; None trains one.
+    encoder: a run on undistorted images; None trains one. overwrite: whether earlier results are deleted.
     Returns the content of colocalization.json. Raises InputError for a config or a class that cannot be used.
     """
     if "_target_" not in (config.data.distortion or {}):  # of conf/colocalize.yaml, what changes a distortion is left
@@ -60,10 +64,15 @@ def colocalize(config: DictConfig, category: str, encoder: str | None = None) ->
     classes = list(data.classes)
     if category not in classes:
         raise InputError(f"category={category}: there is no such class; {nearest(category, classes)}")
-    if encoder is None:
+    allow = allowed_packages(config.allow)
+    run = Run.open(encoder, allow) if encoder else None
+    if run and run.checkpoint.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"encoder={encoder} lies in {folder}, where the results are written: give another output=…")
+    make_output(folder, overwrite, RESULT)
+    if run is None:
         plain.folder = str(folder / "encoder")
         train(plain)
-    run = Run.open(encoder or plain.folder)
+        run = Run.open(plain.folder, allow)
     data = read_data(run.data(plain), "test")
     pl.seed_everything(config.seed, verbose=False)
     images, labels = data.images["test"], data.labels["test"]
@@ -87,7 +96,7 @@ def colocalize(config: DictConfig, category: str, encoder: str | None = None) ->
         "data": OmegaConf.to_container(config.data, resolve=True),
         "provenance": provenance(trainer.strategy.root_device),
     }
-    write(folder / "colocalization.json", json.dumps(found, indent=2) + "\n")
+    write(folder / RESULT, json.dumps(found, indent=2) + "\n")
     return found
 
 

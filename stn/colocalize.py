@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stn import cli
 from stn.config import compose
-from stn.options import check_output, make_output, parse, parser
+from stn.options import check_output, parse, parser
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def main() -> None:
         # Here, since --help must not wait for torch.
         from stn.colocalization import colocalize, show
 
-        make_output(folder, options.overwrite, "colocalization.json")
-        show(colocalize(config, options.category, options.encoder), folder)
+        show(colocalize(config, options.category, options.encoder, options.overwrite), folder)
 
 
 if __name__ == "__main__":

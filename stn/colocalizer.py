@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from stn.classifier import Classifier
-from stn.layers import Attention, SpatialTransformer
+from stn.layers import Attention, SpatialTransformer, transformers
 
 MARGIN = 1.0  # of the hinge
 CELLS = 7  # along a window, in each of which the localization sees the mean
@@ -60,8 +60,12 @@ class Finder(SpatialTransformer):
 
 
 def embed(encoder: Classifier, crops: Tensor) -> Tensor:
-    """Features (N, F) of normalized crops: what the encoder's first linear layer takes in, as vectors of length 1."""
-    linear = next(module for module in encoder.net.modules() if isinstance(module, nn.Linear))
+    """Features (N, F) of normalized crops: what the classifier's first linear layer takes in, as vectors of length 1.
+
+    The layers of a transformer do not count.
+    """
+    own = {part for module in transformers(encoder.net).values() for part in module.modules()}  # of localizations
+    linear = next(module for module in encoder.net.modules() if isinstance(module, nn.Linear) and module not in own)
     seen: list[Tensor] = []
     with torch.no_grad(), linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0])):
         encoder.net(crops)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from stn.classifier import versions
 
@@ -28,17 +30,20 @@ def provenance(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command that started this process."""
+    """The command that started this process; in a job of a sweep, that which runs this job alone."""
+    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        return shlex.join(["python", "-m", "stn.train", *HydraConfig.get().overrides.task])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    name = "stn.train" if spec and spec.name.startswith("joblib.") else spec and spec.name  # of a job of a sweep
-    program = ["-m", name.removesuffix(".__main__")] if name else [sys.argv[0]]
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [sys.argv[0]]
     return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def commit() -> str | None:
     """The commit of the checkout that this code is in, with "-dirty" if files have been changed since."""
-    where = Path(__file__).resolve().parent
-    command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():  # installed, perhaps within a checkout of something else
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from stn.csv_logger import read_rows
-from stn.errors import InputError
+from stn.errors import InputError, user_errors
 from stn.run import read_metrics
 from stn.runs import read_plain
 from stn.training import write_json
@@ -28,8 +28,8 @@ def record(folder: Path) -> Path:
     """Writes the result of a run to results/<experiment>/<seed>.json, and returns that path.
 
     The result of `python -m stn.colocalize` goes to results/colocalization/. The experiment is named by the settings
-    of the run's command. Raises InputError for a run that is not finished, or whose code is in no commit, and where
-    there is a result of the same experiment on other images.
+    of the run's command. Raises InputError for a run that is not finished, that a script trained, or whose code is in
+    no commit, and where there is a result of the same experiment on other images.
     """
     if (folder / "colocalization.json").is_file():
         return record_colocalization(folder)
@@ -41,13 +41,18 @@ def record(folder: Path) -> Path:
     plain = read_plain(folder)
     settings = {key: value for key, value in plain.items() if key not in ("folder", "hydra", "callbacks", "logger")}
     settings["callbacks"] = sorted(name for name, node in plain["callbacks"].items() if node)
+    if not environment["command"].startswith("python -m stn.train"):
+        raise InputError(f"{folder} was not trained by python -m stn.train, whose settings name a result")
     name = experiment(environment["command"])
     path = RESULTS / name.replace("/", "-") / f"{plain['seed']}.json"  # of a group such as data/distortion
     if path.exists() and source_of(json.loads(path.read_text())["config"]["data"]) != source_of(settings["data"]):
         raise InputError(f"{path} is of other images than {folder}: move it, or name them by a setting")
     result = {"experiment": name, "seed": plain["seed"], **environment}
     if (evaluation := folder / "evaluation" / "evaluation.json").is_file():
-        result["accuracy_by_angle"] = dict(read_json(evaluation))["accuracy_by_angle"]
+        with user_errors(str(evaluation)):
+            found = dict(read_json(evaluation))
+        if found["split"] == "test" and found["accuracy"] == metrics["test_accuracy"]:  # of the same images and views
+            result["accuracy_by_angle"] = found["accuracy_by_angle"]
     write_json(path, result | {"metrics": metrics, "config": settings, "curve": curve(folder)})
     return path
 

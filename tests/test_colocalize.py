@@ -22,9 +22,10 @@ SIZE, WINDOW = 40, 16
 HIDDEN = AffineDistortion(rotation=0, scale=(1, 1), shift=None, canvas=SIZE)
 
 
-def encoder() -> Classifier:
+def encoder(*settings: str) -> Classifier:
     """A network with random weights, whose features tell images apart too."""
-    plain: Any = OmegaConf.to_container(compose(["model=convnet_small", "model.placement=none"], "run"), resolve=True)
+    words = ["model=convnet_small", "model.placement=none", *settings]
+    plain: Any = OmegaConf.to_container(compose(words, "run"), resolve=True)
     network = Classifier(plain["model"], plain["optimizer"], ["0", "1"], 1, WINDOW).eval()
     network.normalization.fit([0.2], [0.4])
     return network
@@ -103,6 +104,15 @@ def test_features_are_those_of_the_windows_and_have_length_one() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
 
 
+def test_the_features_behind_a_transformer_are_the_classifier_s() -> None:
+    torch.manual_seed(0)
+    network = encoder("model.placement=input", "model.localization.kernels=[3,3]")  # which starts as the identity
+    crops = torch.rand(5, 1, WINDOW, WINDOW)
+    alone = encoder()
+    alone.net.get_submodule("classifier").load_state_dict(network.net.get_submodule("classifier").state_dict())
+    assert torch.allclose(embed(network, crops), embed(alone, crops), atol=1e-5)
+
+
 def test_only_images_of_the_class_are_hidden_and_the_boxes_tell_where() -> None:
     images = torch.full((30, 1, WINDOW, WINDOW), 100, dtype=torch.uint8)
     images[::3] = 200
@@ -151,6 +161,15 @@ def test_the_command_trains_an_encoder_and_writes_score_and_pictures(command: Co
         "again holds files already",
         program="stn.colocalize",
     )
+    # What is refused deletes nothing.
+    for words, said in (
+        (["category=zebra"], "category=zebra: there is no such class"),
+        (["category=star", "encoder=found/encoder"], "encoder=found/encoder lies in found, where the results are"),
+    ):
+        words = [*words, *CHOSEN, "output=found", "overwrite=true"]
+        refused(command(*words, verb="colocalize"), said, program="stn.colocalize")
+        assert (tmp_path / "found" / "encoder" / "config.yaml").exists()
+    assert json.loads((tmp_path / "found" / "colocalization.json").read_text()) == result
 
 
 @pytest.mark.parametrize(

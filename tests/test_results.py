@@ -82,6 +82,19 @@ def test_a_run_with_a_class_from_elsewhere_is_kept(folder: Path) -> None:
     assert result["config"]["model"]["transformer"]["_target_"] == "traps.RandomStart"
 
 
+def test_the_accuracy_by_angle_is_that_of_the_tested_images(folder: Path) -> None:
+    tested = json.loads((folder / "metrics.json").read_text())["test_accuracy"]
+    path, rows = folder / "evaluation" / "evaluation.json", [{"from": 0, "to": 15, "images": 20, "accuracy": 0.5}]
+    path.parent.mkdir()
+    for content, kept in (
+        ({"split": "test", "accuracy": tested}, rows),
+        ({"split": "train", "accuracy": tested}, None),
+        ({"split": "test", "accuracy": tested + 0.01}, None),  # of other views, or another checkpoint
+    ):
+        path.write_text(json.dumps(content | {"accuracy_by_angle": rows}))
+        assert json.loads(record(folder).read_text()).get("accuracy_by_angle") == kept
+
+
 def test_a_result_on_other_images_is_not_overwritten(folder: Path) -> None:
     path = record(folder)
     assert record(folder) == path
@@ -97,6 +110,9 @@ def test_what_is_no_result_is_refused(folder: Path) -> None:
     path = folder / "environment.json"
     path.write_text(path.read_text().replace("abc", "abc-dirty"))
     with pytest.raises(InputError, match=r"was trained by code of no commit \(abc-dirty\): commit it"):
+        record(folder)
+    path.write_text(path.read_text().replace("abc-dirty", "abc").replace("-m stn.train", "script.py"))
+    with pytest.raises(InputError, match=r"was not trained by python -m stn\.train, whose settings name a result"):
         record(folder)
     (folder / "metrics.json").unlink()
     with pytest.raises(InputError, match="is not the folder of a finished run"):

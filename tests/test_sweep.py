@@ -1,6 +1,7 @@
 """A sweep ends with the table of its runs, and goes on with what is missing."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,10 @@ def test_a_sweep_ends_with_its_table_and_goes_on_with_what_is_missing(command: C
     found = command("-m", "resume=a sweep")
     assert found.returncode == 0, found.stderr
     assert times(sweep / "0") == finished and "a sweep/0 is finished\n" in found.stdout
+    # Each job tells the command that runs it alone.
+    for job, chosen in (("0", ["optimizer.lr=0.01", "seed=1"]), ("2", ["optimizer.lr=0.02", "seed=1"])):
+        environment = json.loads((sweep / job / "environment.json").read_text())
+        assert environment["command"] == shlex.join(["python", "-m", "stn.train", *SETTINGS, *chosen])
     assert (sweep / "1" / "figures" / "warps" / "transformer_epoch_001.png").stat().st_mtime_ns == first, "anew"
     for job, metrics in before.items():
         again = json.loads((sweep / job / "metrics.json").read_text())
