@@ -68,6 +68,8 @@ def build_trainer(config: DictConfig, callbacks: Sequence[pl.Callback] = ()) -> 
     """
     loggers = build_group(config, "logger")
     every = [*build_group(config, "callbacks"), *callbacks]
+    # A checkpoint to go on from holds what is known of the best one, so it is written after that.
+    every.sort(key=lambda callback: isinstance(callback, ModelCheckpoint) and callback.monitor is None)
     if not loggers:  # LearningRateMonitor raises an error without one
         every = [callback for callback in every if not isinstance(callback, LearningRateMonitor)]
     with user_errors("trainer", TypeError, RuntimeError):  # of devices that Lightning cannot count, and of SLURM

@@ -34,7 +34,7 @@ TOP_LEVEL_KEYS = (
     "threads",
     "matmul_precision",
 )
-TTA = ("none", "mirror", "six", "turns", "poses")
+TTA = Literal["none", "mirror", "six", "turns", "poses"]
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
@@ -123,8 +123,8 @@ def _check_values(plain: dict[Any, Any]) -> None:
         if not fits(plain[key], bool):
             raise InputError(f"{key}={plain[key]} must be true or false")
     allowed_packages(plain["allow"])
-    if plain["tta"] not in (None, *TTA):
-        raise InputError(f"tta={plain['tta']} must be null or one of {', '.join(TTA)}")
+    if plain["tta"] not in (None, *typing.get_args(TTA)):
+        raise InputError(f"tta={plain['tta']} must be null or one of {', '.join(typing.get_args(TTA))}")
     for key in ("pose_weight", "pose_label_weight"):
         if not fits(plain[key], float) or not 0 <= plain[key] < math.inf:
             raise InputError(f"{key}={plain[key]} must be a number, 0 or more")
@@ -166,10 +166,10 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
             raise InputError(f"trainer.{key}={value} must be 1 or more")
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
         value = trainer.get(key)
+        if value is not None and (not fits(value, float) or (isinstance(value, float) and value > 1)):
+            raise InputError(f"trainer.{key}={value} must be a share, up to 1.0, or a whole number of batches")
         if value is not None and value <= 0:
             raise InputError(f"trainer.{key}={value} must be above 0")
-        if isinstance(value, float) and value > 1:
-            raise InputError(f"trainer.{key}={value} must be a share, up to 1.0, or a whole number of batches")
     if trainer.get("check_val_every_n_epoch", 1) > trainer["max_epochs"]:
         raise InputError(
             f"trainer.check_val_every_n_epoch={trainer['check_val_every_n_epoch']} must be at most trainer.max_epochs="

@@ -3,7 +3,7 @@
 import math
 import os
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from stn.check import TTA
 from stn.errors import DivergedError
 from stn.layers import Rotation, RotationClasses, SpatialTransformer, pixel_centres, sample, transformers
+from stn.layers.sampling import without_autocast
 from stn.networks import Normalization, Whitening
 
-TTA = Literal["none", "mirror", "six", "turns", "poses"]
 TURNS = 12  # round the full circle
 CHECKPOINT_FORMAT = 3  # to be increased by a change that cannot open the checkpoints before it
 
@@ -132,7 +133,8 @@ class Classifier(pl.LightningModule):
             surest = turned.softmax(2).amax(2).argmax(0)
             return turned.gather(0, surest[None, :, None].expand(1, -1, turned.shape[2]))[0]
         if self.tta == "poses":
-            return (self._of_poses(images) + self._of_poses(images.flip(3))).log() - math.log(2)
+            shares = (self._of_poses(images) + self._of_poses(images.flip(3))) / 2
+            return shares.clamp(min=torch.finfo(shares.dtype).tiny).log()
         views = [images, images.flip(3)]  # the image itself first, see ThetaMonitor
         if self.tta == "six":
             padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
@@ -168,9 +170,11 @@ class Classifier(pl.LightningModule):
 
         if self.pose_weight or self.label_head:
             first = next(iter(transformers(self.net).values()))
-            self.watching = first.head.register_forward_hook(
-                lambda head, inputs, theta: self.looks.append((inputs[0], theta))
-            )
+            self.watching = first.head.register_forward_hook(self._keep_look)
+
+    def _keep_look(self, head: torch.nn.Module, features: tuple[Tensor], theta: Tensor) -> None:
+        if self.training:
+            self.looks.append((features[0], theta))
 
     def on_fit_end(self) -> None:
         if self.pose_weight or self.label_head:
@@ -201,9 +205,11 @@ class Classifier(pl.LightningModule):
         """The loss of the looks against the figures (N, 16, 2), see `Warp.pose_loss`."""
         warp = next(iter(transformers(self.net).values())).warp
         total = figure.new_zeros(())
-        for _, theta in self.looks:
-            total = total + warp.pose_loss(theta, figure).mean()
-            figure = warp.invert(theta.detach(), figure)  # as the next look sees it
+        with without_autocast(figure.device):
+            for look, (_, theta) in enumerate(self.looks):
+                if look:  # which sees the figure as the one before has placed it
+                    figure = warp.invert(self.looks[look - 1][1].detach(), figure)
+                total = total + warp.pose_loss(theta, figure).mean()
         self.log("train/pose_loss", total.detach(), on_step=False, on_epoch=True)
         return total
 
@@ -321,10 +327,9 @@ class Classifier(pl.LightningModule):
 
 def turn(images: Tensor, angle: float) -> Tensor:
     """Images (N, C, H, W), turned by an angle in radians; what was beyond the border is its nearest pixel."""
-    warp = Rotation()
-    points = warp(
-        torch.full((1, 1), angle, device=images.device), pixel_centres(*images.shape[2:], device=images.device)
-    )
+    theta, centres = images.new_full((1, 1), angle), pixel_centres(*images.shape[2:], device=images.device)
+    with without_autocast(images.device):
+        points = Rotation()(theta, centres)
     return sample(images, points.view(1, *images.shape[2:], 2).expand(images.shape[0], -1, -1, -1))
 
 

@@ -139,7 +139,8 @@ def report_error(program: str, error: BaseException, folder: str | Path | None =
     sys.stderr.write(text)
     if folder:
         with suppress(OSError):
-            Path(folder, "error.txt").write_text(f"{text}\n{trace}" if sentence else trace)
+            # A file name in it may be no text, on Linux any bytes.
+            Path(folder, "error.txt").write_text(f"{text}\n{trace}" if sentence else trace, errors="backslashreplace")
     return BAD_INPUT if sentence and not broke_off else FAILED
 
 

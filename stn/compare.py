@@ -22,7 +22,10 @@ class Options:
 
     by: str = field(default="test_accuracy", metadata={"help": "a number of metrics.json, by which runs are compared"})
     output: str | None = field(default=None, metadata={"help": "the folder of the table and the plot"})
-    overwrite: bool = field(default=False, metadata={"help": "whether the folder of an earlier comparison is deleted"})
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "whether an earlier one in output is deleted; a sweep's own always is"},
+    )
     allow_different_data: bool = field(default=False, metadata={"help": "whether runs on other data are compared too"})
 
 
@@ -39,8 +42,9 @@ def main() -> None:
         from stn.runs import find_runs, latest_sweep
 
         places = [str(latest_sweep()) if place == "latest" else place for place in places]
-        comparison = compare_runs(find_runs(places), options.by, options.allow_different_data)
         is_sweep = len(places) == 1 and Path(places[0], "multirun.yaml").exists()
+        # Who varies the data of a sweep means to.
+        comparison = compare_runs(find_runs(places), options.by, options.allow_different_data or is_sweep)
         new = Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}-comparison")
         folder = Path(places[0], "comparison") if is_sweep else new
         # What a sweep wrote at its own end is made anew.

@@ -22,9 +22,9 @@ class Row:
     """Runs that are equal but for the seed.
 
     settings: those in which the rows differ. name: the fewest of them that tell it apart. runs: folders by seed.
-    values: the metric by seed. difference: of the mean from that of the row that this one is compared with. p: after
-    Holm's correction, None without a test; then test says why, and is empty for the row that the others are compared
-    with.
+    values: the metric by seed. difference: of the mean from that of the row that this one is compared with.
+    p: after Holm's correction; None without a test. test: which one it was, or why there is none; empty for the row
+        that the others are compared with.
     """
 
     settings: Mapping[str, str]

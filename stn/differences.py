@@ -12,7 +12,7 @@ CLASS = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+"
 
 
 def differing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which some settings differ, but for those of a part that only follow from its class."""
+    """The keys in which some settings differ, without those whose value is fixed by the class of their part."""
     values = {
         key: [str(one.get(key)) for one in settings] for key in dict.fromkeys(key for one in settings for key in one)
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from stn import cli
+from stn.check import TTA
 from stn.options import check_output, make_output, parse, parser
 
 
@@ -20,7 +21,7 @@ class Options:
     split: Literal["test", "val", "train"] = field(
         default="test", metadata={"help": "test; val, which training held out; or train, without augmentation"}
     )
-    tta: Literal["none", "mirror", "six", "turns", "poses"] | None = field(
+    tta: TTA | None = field(
         default=None,
         metadata={"help": "none, mirror, six, turns or poses; null: as the run was tested"},
     )

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from stn.build import build_trainer, read_data
 from stn.callbacks.warp_gallery import spread_over_classes
-from stn.check import check
-from stn.classifier import TTA
+from stn.check import TTA, check
 from stn.data.resident import ResidentDataModule
 from stn.errors import InputError, nearest, user_errors
 from stn.figures import Reading, readings, to_picture
@@ -167,9 +166,10 @@ def sharpening(scorer: Scorer, scored: Scored) -> dict[str, Any] | None:
     """How far the transformer on the input aligns the images of each class; None without one.
 
     variance_before, variance_after: of a pixel among the images of a class, for values in [0, 1]; the mean over the
-    pixels and the classes (Miller et al. 2000, "Learning from One Example Through Shared Densities on Transforms",
-    call the alignment congealing). Two other things change the variance: reading
-    between pixels smooths, which lowers it, and a window about what differs, such as colours, raises it.
+        pixels and the classes.
+    Two other things change the variance: reading between pixels smooths, which lowers it, and a window on parts that
+    differ, such as colours, raises it. The alignment is the congealing of Miller et al. 2000, "Learning from One
+    Example Through Shared Densities on Transforms".
     """
     if not scored.before or not scored.after:
         return None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from stn import cli
+from stn.check import TTA
 from stn.options import parse, parser
 
 
@@ -23,7 +24,7 @@ class Options:
         default=None, metadata={"help": "of the pixels: uint8 (the default), or float32 in [0, 1]"}
     )
     theta: bool = field(default=False, metadata={"help": "whether θ of the transformers is a second output"})
-    tta: Literal["none", "mirror", "six", "turns", "poses"] | None = field(
+    tta: TTA | None = field(
         default=None,
         metadata={"help": "the views of an image that are scored: none (the default), mirror, six, turns or poses"},
     )

@@ -178,7 +178,7 @@ def open_exported(path: Path, allow: Sequence[str] = ()) -> Callable[[Tensor], t
         classifier = Run.open(path, allow).classifier
         return lambda pixels: (classifier(pixels).softmax(dim=1),)
     if path.suffix == ".pt2":
-        with warnings.catch_warnings():  # of torch 2.11, about a buffer that it copies
+        with warnings.catch_warnings():  # of early versions, about a buffer that they copy
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             module = torch.export.load(path).module()
     else:

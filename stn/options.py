@@ -13,7 +13,7 @@ from hydra.errors import OverrideParseException
 
 from stn.check import fits, spell
 from stn.config import expand_home
-from stn.errors import InputError
+from stn.errors import InputError, user_errors
 
 Options = TypeVar("Options")
 
@@ -90,6 +90,7 @@ def value_of(text: str, is_text: bool) -> Any:
     return value if is_text and not isinstance(found, str | None) else found
 
 
+@user_errors("output")  # of a folder that nobody may look into
 def check_output(folder: Path, overwrite: bool, mark: str) -> None:
     """Raises InputError for a folder that `make_output` would refuse. It changes nothing."""
     if folder.exists() and not folder.is_dir():
@@ -103,6 +104,7 @@ def check_output(folder: Path, overwrite: bool, mark: str) -> None:
         raise InputError(f"{folder} cannot be written: give another folder by output=…")
 
 
+@user_errors("output")
 def check_file(path: Path, suffix: str, overwrite: bool) -> None:
     """Raises InputError for a file that a command may not write: of another suffix, or one that exists already.
 
@@ -120,14 +122,14 @@ def check_file(path: Path, suffix: str, overwrite: bool) -> None:
 
 def can_be_made(folder: Path) -> bool:
     """Whether a folder can be written to, once it is made."""
-    nearest_folder = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    nearest_folder = next(path for path in (folder, *folder.absolute().parents) if os.access(path, os.F_OK))
     return nearest_folder.is_dir() and os.access(nearest_folder, os.W_OK)
 
 
 def make_output(folder: Path, overwrite: bool, mark: str) -> Path:
     """Makes the folder that a command writes to.
 
-    With `overwrite` it deletes what the command wrote there before. mark: a file that the command always writes.
+    With `overwrite` it deletes all that is in it. mark: a file that the command always writes; it must be there then.
     Raises InputError for a folder that is not empty, unless it may be deleted.
     """
     check_output(folder, overwrite, mark)

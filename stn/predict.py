@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from stn import cli
+from stn.check import TTA
 from stn.errors import InputError, nearest
 from stn.options import make_output, parse, parser
 
@@ -27,8 +28,8 @@ class Options:
     crop: Literal["center"] | None = field(
         default=None, metadata={"help": "center takes the central square (default: the whole, resized to a square)"}
     )
-    tta: Literal["none", "mirror", "six", "turns", "poses"] | None = field(
-        default=None, metadata={"help": "views of each image: none, mirror or six (default: as the run)"}
+    tta: TTA | None = field(
+        default=None, metadata={"help": "views of each image: none, mirror, six, turns or poses (default: as the run)"}
     )
     batch_size: int = field(default=64, metadata={"help": "images at a time"})
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto, cpu or cuda"})

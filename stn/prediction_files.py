@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from stn.classifier import TTA
+from stn.check import TTA
 from stn.cli import printable
 from stn.data.decoding import converted, naming
 from stn.errors import InputError, user_errors

@@ -50,7 +50,8 @@ def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
 def arms(results: Mapping[str, Sequence[Result]], presets: Sequence[str], fewest: int = 1) -> str:
     """The table of the arms of some presets, by test images and network; empty without any.
 
-    Epochs are shown where an arm with a transformer or a search has a rival. fewest: the seeds that both must have.
+    A number of epochs is shown if an arm with a transformer or a search has been trained for it, and has a `rival`.
+    fewest: how many seeds each of the two must have.
     """
     groups: dict[tuple[str, str], dict[Arm, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():

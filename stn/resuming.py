@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from stn.check import check
 from stn.config import override
 from stn.csv_logger import DurableCSVLogger, read_rows
 from stn.errors import InputError
@@ -52,6 +53,7 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     before = config.trainer.max_epochs
     more = [text for text in overrides if text.startswith("trainer.max_epochs=")]
     changed = override(config, more)
+    check(changed)
     is_constant = config.optimizer.schedule == "constant"
     if changed.trainer.max_epochs != before and not is_constant:
         raise InputError(

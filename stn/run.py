@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from stn.build import build_data
-from stn.check import GROUPS, TOP_LEVEL_KEYS
+from stn.check import GROUPS, TOP_LEVEL_KEYS, fits
 from stn.classifier import CHECKPOINT_FORMAT, Classifier
 from stn.config import config_folder, override, register
 from stn.data.resident import ResidentDataModule
-from stn.errors import InputError
+from stn.errors import InputError, user_errors
 from stn.prediction import Prediction, predict
 from stn.untrusted import NETWORK, RUN, check_targets, read_checkpoint, read_json, read_safetensors, read_yaml
 from stn.views import Crop, Picture
@@ -160,9 +161,11 @@ class Run:
 def find_run(where: str | Path) -> Path:
     """The path of a run's folder or of a checkpoint; "latest" is a folder. Raises InputError if there is none."""
     path = latest() if str(where) == "latest" else Path(where).expanduser()
-    if not path.exists():
-        raise InputError(f"{path} does not exist: give a run's folder, a checkpoint, or latest")
-    return path
+    with user_errors(str(where)):  # of a folder that nobody may look into
+        if not path.exists():
+            raise InputError(f"{path} does not exist: give a run's folder, a checkpoint, or latest")
+        within = path.parent.name in ("", "..")  # the folders above have no names there
+        return path.resolve() if path.is_file() and within else path
 
 
 def latest() -> Path:
@@ -238,6 +241,8 @@ def build_network(content: dict[str, Any], checkpoint: Path, allow: Sequence[str
             shapes = {name: tensor.shape for name, tensor in Classifier(**settings).state_dict().items()}
         if shapes != {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}:
             raise InputError(f"{checkpoint} has weights that do not fit the network it describes")
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise InputError(f"{checkpoint} has weights that are not finite, it has diverged: give another checkpoint")
         classifier = Classifier(**settings)
         classifier.load_state_dict(weights)
     except InputError as error:
@@ -260,6 +265,8 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> DictConfig | None:
             if key not in config:
                 OmegaConf.update(config, key, OmegaConf.select(defaults, key))
         OmegaConf.update(config, "folder", str(folder))
+        if fits(config.threads, int):  # of a machine that may have had more cores
+            config.threads = min(config.threads, os.cpu_count() or 1)
         OmegaConf.resolve(config)
         check_targets(OmegaConf.to_container(config), RUN, allow)
         if missing := [group for group in GROUPS if group not in config]:

@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from stn.classifier import TTA, Classifier
+from stn.check import TTA
+from stn.classifier import Classifier
 from stn.layers import SpatialTransformer, ThetaRecord, recording, transformers
 from stn.metrics import ClassMeans
 

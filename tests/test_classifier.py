@@ -15,7 +15,7 @@ from stn.classifier import Classifier, turn
 from stn.data import ShapesDataModule
 from stn.data.resident import ResidentDataModule
 from stn.data.shapes import FIGURES
-from stn.layers import distance_to_truth, thetas
+from stn.layers import distance_to_truth, figure_points, thetas
 from stn.networks import Whitening
 
 MODEL = {
@@ -174,6 +174,31 @@ def test_two_poses_are_weighted_by_how_likely_they_are() -> None:
 def test_two_poses_need_a_choice_among_angles() -> None:
     with pytest.raises(ValueError, match="tta=poses needs a transformer on the image with model/warp=rotation_classes"):
         classifier(tta="poses")
+
+
+def test_a_class_that_no_pose_shows_has_a_finite_loss() -> None:
+    module = posed(tta="poses").eval()
+    module._of_poses = lambda images: torch.eye(10)[:3]  # type: ignore[method-assign]
+    assert module(torch.rand(3, 3, 32, 32)).isfinite().all()
+
+
+def test_the_pose_loss_is_not_computed_in_bfloat16() -> None:
+    model = MODEL | {"warp": {"_target_": "stn.layers.Attention"}}
+    module = Classifier(model, OPTIMIZER, CLASSES, pose_weight=1.0)
+    module.log = lambda *args, **options: None  # type: ignore[assignment,method-assign]
+    theta = torch.tensor([[0.501, 0.2003, -0.3007]])
+    module.looks = [(theta, theta)]
+    figure = figure_points().float()[None] * 0.7
+    expected = module._pose_loss(figure)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module._pose_loss(figure), expected)
+
+
+def test_images_are_turned_about_points_in_float32() -> None:
+    images = torch.rand(1, 3, 96, 96)
+    expected = turn(images, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(turn(images, 0.3), expected)
 
 
 def test_of_all_turns_the_surest_counts() -> None:

@@ -283,6 +283,16 @@ def test_the_command_writes_one_table_in_three_formats_and_a_plot(sweep: Path, c
     assert (sweep / "comparison" / "comparison.png").stat().st_size > 10_000
 
 
+def test_a_sweep_over_data_is_compared_and_runs_on_other_data_are_not(
+    write: Write, command: Command, tmp_path: Path
+) -> None:
+    for job, undo in enumerate((False, True)):
+        write(f"sweep/{job}", {"data.distortion.undo": undo}, test_accuracy=0.5 + job / 10)
+    refused(command("sweep", verb="compare"), "data.distortion.undo is False in sweep/0", program="stn.compare")
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    assert command("sweep", verb="compare").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

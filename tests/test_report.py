@@ -19,12 +19,14 @@ from stn.config import compose
 from stn.evaluation import evaluate
 from stn.evaluation_files import write_files
 from stn.figures import Reading
+from stn.reporting.about import facts
 from stn.reporting.charts import Axis, Line, chart, share_axis
 from stn.reporting.epochs import evenly
 from stn.reporting.evaluated import TICKS, classes, confusion
 from stn.reporting.page import make_page
 from stn.reporting.parts import cell, table
 from stn.robustness import SWEEPS
+from stn.run import Run
 from stn.training import train
 
 QUIET = ["callbacks.progress=null", "callbacks.summary=null", "logger=csv"]
@@ -130,6 +132,13 @@ def test_the_page_says_what_the_run_found(trained: Path, page: Page) -> None:
     assert "an affine transformer, two on the image, side by side" in page.text
     assert sum("hidden" in image for image in page.named("img")) == 2  # of two epochs, for each transformer
     assert "not finished" not in page.text and "left out" not in page.text
+
+
+def test_a_report_on_other_data_says_what_was_trained_on(trained: Path) -> None:
+    run = Run.open(trained)
+    own = facts(run, run.settings(), {"transformers": {}}, {})["data"]
+    found = facts(run, run.settings(["data.root=new"]), {"transformers": {}}, {})["data"]
+    assert own.startswith("image folder in /") and found == f"image folder in new; trained on {own}"
 
 
 def test_a_file_is_replaced_only_if_asked(trained: Path, path: Path, command: Command, tmp_path: Path) -> None:

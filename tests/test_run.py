@@ -16,7 +16,9 @@ import stn
 from stn.config import compose
 from stn.data import ShapesDataModule
 from stn.errors import InputError
-from stn.run import latest
+from stn.options import check_output
+from stn.resuming import resumed
+from stn.run import find_run, latest
 from stn.training import train
 
 
@@ -79,11 +81,50 @@ def test_a_checkpoint_opens_within_its_run_and_alone(trained: Path, tmp_path: Pa
         alone.settings()
 
 
+def test_a_checkpoint_opens_from_within_its_folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, name in (("checkpoints", "last.ckpt"), ("figures", "../checkpoints/last.ckpt"), (".", "checkpoints")):
+        monkeypatch.chdir(trained / place)
+        where = Path(name) / "last.ckpt" if name == "checkpoints" else Path(name)
+        assert stn.Run.open(where).folder.resolve() == trained and stn.Run.open(where).config is not None
+    monkeypatch.chdir(trained / "checkpoints")
+    with pytest.raises(InputError, match="is finished after 2 epochs"):
+        resumed("last.ckpt")
+
+
+def test_a_folder_that_nobody_may_look_into_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    for look in (lambda: find_run("/secret/run"), lambda: check_output(Path("/secret/new"), False, "mark")):
+        with pytest.raises(InputError, match=r"Permission denied: '/secret/"):
+            look()
+
+
+def test_a_run_of_a_machine_with_more_cores_opens(folder: Path) -> None:
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("threads: null", "threads: 1000"))
+    assert stn.Run.open(folder).settings().threads == os.cpu_count()
+
+
+def test_a_text_of_the_config_may_name_the_folder_anywhere(folder: Path) -> None:
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("arm: null", "arm: 'file:${folder}/store'"))
+    assert stn.Run.open(folder).settings().arm == f"file:{folder}/store"
+
+
 def test_a_checkpoint_tells_versions_and_epoch(trained: Path) -> None:
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["stn"]["epoch"] == 2
     assert content["stn"]["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"classes", "channels", "image_size"} <= content["hyper_parameters"].keys()
+
+
+def test_the_last_checkpoint_knows_the_best_epoch_so_far(trained: Path) -> None:
+    callbacks = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = (found for key, found in callbacks.items() if "val/accuracy" in key)
+    best = json.loads((trained / "metrics.json").read_text())["best_val_accuracy"]
+    assert float(state["best_model_score"]) == pytest.approx(best)
 
 
 def test_a_run_repeated_from_its_own_config_is_another_run(trained: Path, command: Command, tmp_path: Path) -> None:
@@ -110,6 +151,10 @@ def test_the_commands_are_verbs_of_one(folder: Path, command: Command) -> None:
         assert f"stn {verb} " in shown.stdout and f"stn.{verb}" in command(verb, "--help", verb="__main__").stdout
     wrong = command("evalute", verb="__main__")
     assert (wrong.returncode, wrong.stderr) == (2, "stn: there is no verb 'evalute'; did you mean 'evaluate'?\n")
+
+
+def diverged(content: dict[str, Any]) -> None:
+    next(iter(content["state_dict"].values())).fill_(torch.nan)
 
 
 def old(content: dict[str, Any]) -> None:
@@ -150,6 +195,7 @@ def fewer(content: dict[str, Any]) -> None:
         (unknown, "best.ckpt: _target_=stn.layers.Wrap is not a part of this version of stn"),
         (renamed, "they lack 'hat' and they have 'ell' besides: give data of the same classes"),
         (swapped, "they are in another order: give data of the same classes"),
+        (diverged, "best.ckpt has weights that are not finite, it has diverged: give another checkpoint"),
         (dict.clear, "best.ckpt is not a checkpoint of stn.train: give another checkpoint"),
     ],
 )

@@ -32,7 +32,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=BENCHMARKS, help="; ".join(f"{k}: {v}" for k, v in BENCHMARKS.items()))
     parser.add_argument("overrides", nargs="*", help="settings of stn.train, key=value")
-    parser.add_argument("--rounds", type=int, help="how often each candidate is timed (default: 9; in all: 2 to 5)")
+    parser.add_argument("--rounds", type=int, help="how often each candidate is timed (default: 9; in all: 1 to 5)")
     parser.add_argument("--device", default="cpu", help="cpu (default), or cuda")
     arguments = parser.parse_intermixed_args()
     with cli.exit_codes("stn.benchmark"):

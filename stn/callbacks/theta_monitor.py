@@ -65,7 +65,7 @@ class ThetaMonitor(pl.Callback):
                 )
             self._log_pose_error(trainer, pl_module, name, module, "val", f"{name}/")
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero and not trainer.sanity_checking:
                     log_theta(logger, name, theta, values, trainer.global_step - 1)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

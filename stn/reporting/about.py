@@ -50,12 +50,17 @@ def transformer(config: DictConfig) -> str:
     return f"{'an' if warp[0] in 'aeio' else 'a'} {warp} transformer"
 
 
-def facts(run: Run, numbers: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, str]:
+def data(config: DictConfig) -> str:
+    """The images in words."""
+    root = OmegaConf.select(config, "data.root")
+    return in_words(kind(config, "data")) + (f" in {root}" if root else "")
+
+
+def facts(run: Run, config: DictConfig, numbers: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, str]:
     """The most important settings and figures of a run.
 
-    numbers: of its evaluation. trained: the environment of its training.
+    config: of its evaluation, whose data may be others. numbers: of that. trained: the environment of its training.
     """
-    config = run.settings()
     measured = {key: value for key, value in run.metrics.items() if isinstance(value, int | float)}
     parameters = sum(parameter.numel() for parameter in run.classifier.net.parameters())
     found = {"network": f"{kind(config, *NETWORK)}, {parameters:,} parameters"}
@@ -64,8 +69,8 @@ def facts(run: Run, numbers: Mapping[str, Any], trained: Mapping[str, Any]) -> d
         looks = OmegaConf.select(config, "model.transformer.num_looks") or 1
         place = PLACEMENTS.get(str(OmegaConf.select(config, "model.placement")), "")
         found["transformer"] = ", ".join(filter(None, [transformer(config), place, f"{looks} looks" * (looks != 1)]))
-    root = OmegaConf.select(config, "data.root")
-    found["data"] = in_words(kind(config, "data")) + (f" in {root}" if root else "")
+    tested, before = data(config), data(run.settings())
+    found["data"] = tested if tested == before else f"{tested}; trained on {before}"
     found["images"] = f"{run.image_size} × {run.image_size} pixels, {run.channels} channels, {len(run.classes)} classes"
     if measured.keys() >= {"epochs", "seconds", "images_per_second"} and measured["epochs"] > 0:
         images = measured["images_per_second"] * measured["seconds"] / measured["epochs"]

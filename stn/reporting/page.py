@@ -41,9 +41,9 @@ def make_page(run: Run, config: DictConfig, *, robustness: bool = True) -> str:
         evaluated.robustness(numbers["robustness"]),
         about.repetition(trained, numbers["provenance"], text),
     ]
-    facts = about.facts(run, numbers, trained)
+    facts = about.facts(run, config, numbers, trained)
     return Template(TEMPLATE.read_text()).substitute(
-        title=escape(about.title(run.settings())),
+        title=escape(about.title(config)),
         accuracy=share(numbers["accuracy"]),
         images=f"{numbers['images']:,} test images",
         facts="".join(f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>" for name, fact in facts.items()),
