@@ -87,9 +87,10 @@ def arguments(words: Sequence[str]) -> list[str]:
     folder = find_sweep(given[-1].partition("=")[2])
     settings, of_hydra = read_overrides(folder / "multirun.yaml")
     for text in of_hydra:
-        # It names the folders of the jobs, and is not taken from a file that may be anybody's.
-        if text.startswith(("hydra.sweep.subdir=", "hydra.job.config.")) and text not in rest:
-            raise InputError(f"{folder} was started with {text}, which names the jobs' folders: give it again")
+        # It chooses the jobs or names their folders, and is not taken from a file that may be anybody's.
+        chooses = ("hydra.sweep.subdir=", "hydra.job.config.", "hydra.sweeper.", "hydra/sweeper=")
+        if text.startswith(chooses) and text not in rest:
+            raise InputError(f"{folder} was started with {text}, which says what its jobs are: give it again")
     quoted = "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
     return ["-m", *settings, f"hydra.sweep.dir={quoted}", "hydra.callbacks.sweep.resumes=true", *rest]
 

@@ -44,10 +44,14 @@ from stn.tensorboard_logger import OrderedTensorBoardLogger
 
 log = logging.getLogger(__name__)
 
-# What a run and the commands that open it write into its folder, besides single files.
-FOLDERS = ("checkpoints", "figures", "projector", "wandb", "evaluation", "predictions", "export")
+# What a run and the commands that open it write into its folder.
+FOLDERS = ("checkpoints", "figures", "projector", "wandb", "mlflow", "evaluation", "predictions", "export")
+FILES = (
+    *("config.yaml", "environment.json", "metrics.*", "hparams.yaml", "error.txt", "report.html"),
+    *("events.out.tfevents.*", "projector_config.pbtxt", "mlflow.db"),
+)
 FEW_IMAGES = 100  # below so many held out, the best epoch is chosen by chance
-LARGEST_SHARE_LEFT = 0.5  # of a distortion by the warp that shall learn to undo it
+LARGEST_SHARE_LEFT = 0.5  # of a distortion that the warp is unable to undo
 RESTARTS = 3  # after divergence, each with half the learning rate
 
 
@@ -215,6 +219,13 @@ def check_poses(config: DictConfig, data: ResidentDataModule, classifier: Classi
     first = next(iter(transformers(classifier.net).values()), None)
     if first is None:
         raise InputError(f"{said} needs a transformer: set model.placement=input, or leave it out")
+    if len(transformers(classifier.net)) > 1 and config.model.transformer.get("classifier_gradient") == 0:
+        raise InputError(
+            f"{said} teaches the first transformer alone, so with model.transformer.classifier_gradient=0 the others "
+            "learn nothing: set a gradient above 0, or model.placement=input"
+        )
+    if "train" in data.figures and (data.augmentation.flip or data.augmentation.shift):
+        raise InputError(f"{said} needs the poses of the data set, which are moved: set data.flip=false data.shift=0")
     *_, figures = next(iter(data.train_dataloader()))
     if figures.ndim != 3:
         raise InputError(f"{said} needs images whose poses are known: set data/distortion=rts, or data=shapes")
@@ -259,11 +270,9 @@ def empty_folder(folder: Path) -> None:
     """Deletes what an earlier run has written into a folder."""
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    written = ("config.yaml", "environment.json", "metrics.*", "hparams.yaml", "error.txt", "projector_config.pbtxt")
-    for path in (
-        path for pattern in (*written, "report.html", "events.out.tfevents.*") for path in folder.glob(pattern)
-    ):
-        path.unlink()
+    for pattern in FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 class KeepSigterm(pl.Callback):
@@ -295,8 +304,8 @@ class Compile(pl.Callback):
 def broken_off(trainer: pl.Trainer) -> Iterator[list[BaseException]]:
     """Yields a list, to which what breaks a training off is appended, so that the results so far can be reported.
 
-    That is KeyboardInterrupt, for which Lightning raises SystemExit; DivergedError, which a θ that is not finite
-    becomes; and LostProcessError. Raises InputError for errors that Lightning finds only in training, such as a monitor
+    That is KeyboardInterrupt, for which Lightning raises SystemExit; DivergedError, also where a θ is not finite; and
+    LostProcessError. Raises InputError for errors that Lightning finds only in training, such as a monitor
     that nothing logs.
     """
     found: list[BaseException] = []
@@ -386,7 +395,10 @@ def report(folder: Path, loggers: Sequence[Logger], metrics: Mapping[str, Any]) 
     write_json(folder / "metrics.json", metrics)
     print_table(metrics)
     shown = os.path.relpath(folder)
-    say(f"everything is in {shown}, the pictures of every epoch in {shown}/figures")
+    said = f"everything is in {shown}"
+    if (folder / "figures" / "warps").is_dir():
+        said += f", the pictures of every epoch in {shown}/figures/warps"
+    say(said)
     for logger in loggers:
         if isinstance(logger, OrderedTensorBoardLogger):
             logger.log_success()

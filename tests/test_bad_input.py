@@ -47,6 +47,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("data.image_size=1000000000000", "data: image_size must be 4096 or less"),
         ("trainer.devices=1000000000000", "trainer.devices=1000000000000 is more than this machine has: set "),
         ("trainer.devices='1024'", "trainer.devices=1024 is more than this machine has: set "),
+        ("+trainer.val_check_interval='00:00:15:00'", "must be a share, up to 1.0, or a whole number of batches"),
         ("trainer.limit_train_batches=1e30", "must be a share, up to 1.0, or a whole number of batches"),
         ("callbacks.last.dirpath=''", "callbacks.last.dirpath is empty: leave it out, or give a name"),
         ("on_divergence=wait", "on_divergence=wait must be stop or restart"),
@@ -80,6 +81,11 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         (
             "pose_weight=1 data/distortion=clutter data.distortion.pieces=3 model/warp=rotation",
             "of the distortion of these images: choose another model/warp, such as similarity, or another",
+        ),
+        ("pose_weight=1 data.flip=true", "needs the poses of the data set, which are moved: set data.flip=false"),
+        (
+            "pose_weight=1 model.transformer.classifier_gradient=0 model.placement=parallel",
+            "teaches the first transformer alone, so with model.transformer.classifier_gradient=0 the others",
         ),
         ("arm=transformr", "arm=transformr: there is no such arm; did you mean 'transformer'?"),
         ("data.test_images=1000000000000", "GiB of memory, but there are"),

@@ -52,6 +52,14 @@ def test_every_choice_composes_and_fits_the_code(choice: str, composed: Compose)
         classifier_of(config)
 
 
+def test_the_ceiling_undoes_the_distortion_of_the_test_too(composed: Compose) -> None:
+    for arm, undo in (("ceiling", True), ("plain", False)):
+        for distortion in ("rts", "none", "elastic"):
+            config = composed("experiment=does_it_help", f"arm={arm}", f"data/test_distortion={distortion}")
+            assert config.data.test_distortion.undo is undo
+    assert composed("data=shapes", "data/test_distortion=rts").data.test_distortion.undo is False
+
+
 @pytest.mark.parametrize(
     "choice",
     [f"model={name}" for name in GROUPS["model"]]

@@ -106,11 +106,15 @@ def test_a_sweep_is_resumed_by_the_settings_it_was_started_with(multirun: Callab
         (["resume=latest"], "latest: there is no sweep in"),
         (["resume=."], ". has no multirun.yaml: give the folder of a sweep"),
         (["resume=sweep", "seed=1,2"], "seed=1,2 cannot be set on resuming a sweep, which keeps its settings"),
-        (["resume=sweep"], "sweep was started with hydra.sweep.subdir=x, which names the jobs' folders: give it again"),
+        (["resume=sweep"], "sweep was started with hydra.sweep.subdir=x, which says what its jobs are: give it again"),
+        (
+            ["resume=sweep", "hydra.sweep.subdir=x"],
+            "sweep was started with hydra.sweeper.params.arm=plain,wider, which",
+        ),
     ],
 )
 def test_what_is_no_sweep_to_resume(words: list[str], said: str, multirun: Callable[..., Path]) -> None:
-    multirun("seed=1,2", hydra=("hydra.sweep.subdir=x",))
+    multirun("seed=1,2", hydra=("hydra.sweep.subdir=x", "hydra.sweeper.params.arm=plain,wider"))
     with pytest.raises(InputError) as error:
         arguments(["-m", *words])
     assert said in str(error.value)

@@ -237,10 +237,11 @@ class ProjectiveDistortion(WarpDistortion):
         moved = torch.randn(count, 4, 1 if self.along_diagonal else 2, generator=generator)
         moved = moved * (corners / math.sqrt(2) if self.along_diagonal else 1) * (2 * self.displacement / size)
         # A corner that is pushed across the diagonal would fold the image, so the draw is halved until none is.
+        least = 0.4 * scale[..., 0].clamp(max=0.5).square()
         for _ in range(8):
             sides = (scale * corners + moved).roll(-1, 1) - (scale * corners + moved)
             turn = sides[..., 0] * sides.roll(-1, 1)[..., 1] - sides[..., 1] * sides.roll(-1, 1)[..., 0]
-            moved = torch.where((turn > 0.1).all(dim=1)[:, None, None], moved, moved / 2)
+            moved = torch.where((turn > least).all(dim=1)[:, None, None], moved, moved / 2)
         return homography(corners, scale * corners + moved)
 
 
@@ -266,9 +267,15 @@ class ElasticDistortion(Distortion):
     def __init__(self, scale: Sequence[float] = (0.75, 1.0), displacement: float = 1.5, **common: object) -> None:
         super().__init__(**common)  # type: ignore[arg-type]
         check_displacement(scale, displacement)
-        if displacement > 3:
-            raise ValueError(f"displacement must be 3 pixels or less, not {displacement}: more folds the image")
         self.scale, self.displacement, self.spline = tuple(scale), displacement, ThinPlateSpline(4)
+
+    def side(self, size: int) -> int:
+        if self.displacement > size / 9:
+            raise ValueError(
+                f"displacement must be {size / 9:.1f} pixels or less, a ninth of the side of the images, not "
+                f"{self.displacement}: more folds the image"
+            )
+        return super().side(size)
 
     def draw(self, count: int, size: int, generator: torch.Generator) -> Tensor:
         scale = between(self.scale, count, generator)[:, None]

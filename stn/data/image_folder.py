@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import stat
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchvision.datasets.folder import find_classes
 
 from stn.data.decoding import MODES, NAMED, decode_files, extensions
-from stn.data.image_cache import fingerprint, keep, recall
+from stn.data.image_cache import LARGEST_KEPT, fingerprint, keep, recall
 from stn.data.resident import ResidentDataModule
 from stn.process import locked
 
@@ -122,7 +123,7 @@ class ImageFolderDataModule(ResidentDataModule):
         side = self.image_size
         name = fingerprint(folder, files, self.channels, side)
         shape = (len(files), self.channels, side, side)
-        if self.cache is None:
+        if self.cache is None or math.prod(shape) >= LARGEST_KEPT:
             return self._decode(folder, files)
         kept = recall(self.cache, name, shape)
         if kept is None:
@@ -187,9 +188,15 @@ def check_classes(root: Path) -> None:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of the class folders in `folder`, sorted. Raises OSError or ValueError if there are none."""
+    """Names of the class folders in `folder`, sorted.
+
+    Raises OSError or ValueError if there are none, or if one has a name that is no text.
+    """
     with contextlib.suppress(FileNotFoundError):  # torchvision raises it if there are none
         if classes := [name for name in find_classes(folder)[0] if not name.startswith(".")]:
+            for name in classes:
+                if os.fsencode(name) != name.encode(errors="replace"):  # on Linux a name is any bytes
+                    raise ValueError(f"{folder} has a class folder whose name is no text, {name!r}: rename it")
             return classes
     raise ValueError(f"{folder} has no class folders: it must hold <class>/<image>")
 

@@ -199,7 +199,6 @@ def test_the_test_set_can_be_distorted_otherwise() -> None:
         (AffineDistortion, {"pieces": -1}, "pieces must lie"),
         (AffineDistortion, {"canvas": 0}, "canvas must lie"),
         (AffineDistortion, {"pieces": 2, "border": "border"}, "border must be zeros or texture where there are pieces"),
-        (ElasticDistortion, {"displacement": 5}, "displacement must be 3 pixels or less"),
         (ProjectiveDistortion, {"displacement": -1}, "displacement must lie"),
     ],
 )
@@ -211,6 +210,23 @@ def test_values_out_of_range_are_refused(kind: Any, options: dict[str, Any], mes
 def test_a_canvas_smaller_than_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match="canvas must be 32 or more, the side of the images, not 20"):
         ShapesDataModule(distortion=AffineDistortion(canvas=20))
+
+
+def test_how_far_a_spline_may_displace_depends_on_the_side_of_the_images() -> None:
+    assert ElasticDistortion(displacement=10).side(224) == 224
+    with pytest.raises(
+        ValueError, match=r"displacement must be 3\.6 pixels or less, a ninth of the side of the images"
+    ):
+        ElasticDistortion(displacement=5).side(32)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.9])
+def test_corners_of_small_images_are_displaced_too(scale: float) -> None:
+    distortion = ProjectiveDistortion((scale, scale), displacement=0.3)
+    matrix = Projective().matrix(distortion.draw(1000, 32, torch.Generator().manual_seed(0)))
+    corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    moved = Projective()(matrix.flatten(1)[:, :8], corners) - scale * corners
+    assert abs(moved.std() * 16 - 0.3) < 0.03  # pixels
 
 
 def test_two_canvases_are_refused() -> None:

@@ -271,6 +271,6 @@ def test_the_files_not_used_for_longest_are_removed(tmp_path: Path, monkeypatch:
 
 
 def test_too_large_a_set_is_not_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_cache, "LARGEST_KEPT", 8 * 3 * 32 * 32)
+    monkeypatch.setattr(image_folder, "LARGEST_KEPT", 8 * 3 * 32 * 32)
     read(root)
     assert not list((root.parent / "cache").glob("*"))

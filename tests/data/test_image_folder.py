@@ -137,6 +137,12 @@ def test_an_empty_class_is_named(root: Path) -> None:
         data(root).read(train=True)
 
 
+def test_a_class_whose_name_is_no_text_is_named(root: Path) -> None:
+    (root / "train" / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(ValueError, match=r"has a class folder whose name is no text, 'caf\\udce9': rename it"):
+        data(root)
+
+
 def test_a_root_that_is_not_such_a_tree_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"absent is not a folder: set data.root to the folder of the images"):
         data(tmp_path / "absent")
