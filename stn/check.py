@@ -35,8 +35,12 @@ TOP_LEVEL_KEYS = (
     "matmul_precision",
 )
 TTA = Literal["none", "mirror", "six", "turns", "poses"]
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
-MATMUL_PRECISIONS = ("highest", "high", "medium")
+CHOICES = {
+    "tta": (None, *typing.get_args(TTA)),
+    "compile": (None, "default", "reduce-overhead", "max-autotune"),
+    "on_divergence": ("stop", "restart"),
+    "matmul_precision": ("highest", "high", "medium"),
+}
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
 SET_BY_PROGRAM = {
     "model": {
@@ -123,22 +127,18 @@ def _check_values(plain: dict[Any, Any]) -> None:
         if not fits(plain[key], bool):
             raise InputError(f"{key}={plain[key]} must be true or false")
     allowed_packages(plain["allow"])
-    if plain["tta"] not in (None, *typing.get_args(TTA)):
-        raise InputError(f"tta={plain['tta']} must be null or one of {', '.join(typing.get_args(TTA))}")
+    for key, choices in CHOICES.items():
+        if plain[key] not in choices:
+            *others, last = (str(choice or "null") for choice in choices)
+            raise InputError(f"{key}={plain[key]} must be {', '.join(others)} or {last}")
     for key in ("pose_weight", "pose_label_weight"):
         if not fits(plain[key], float) or not 0 <= plain[key] < math.inf:
             raise InputError(f"{key}={plain[key]} must be a number, 0 or more")
     if not fits(plain["arm"], str | None):
         raise InputError(f"arm={plain['arm']} must be a name or null")
-    if plain["compile"] not in (None, *COMPILE_MODES):
-        raise InputError(f"compile={plain['compile']} must be null or one of {', '.join(COMPILE_MODES)}")
     cores = os.cpu_count() or 1
     if plain["threads"] is not None and not (fits(plain["threads"], int) and 1 <= plain["threads"] <= cores):
         raise InputError(f"threads={plain['threads']} must be null, or a whole number from 1 to the {cores} cores")
-    if plain["on_divergence"] not in ("stop", "restart"):
-        raise InputError(f"on_divergence={plain['on_divergence']} must be stop or restart")
-    if plain["matmul_precision"] not in MATMUL_PRECISIONS:
-        raise InputError(f"matmul_precision={plain['matmul_precision']} must be one of {', '.join(MATMUL_PRECISIONS)}")
     compilers = [shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
     if plain["compile"] and not any(map(shutil.which, compilers)):
         raise InputError(

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,8 @@ def train(config: DictConfig, callbacks: Sequence[pl.Callback] = (), checkpoint:
     check_learning(config)
     prepare_process(config)
     folder = Path(config.folder)
-    if rank() > 0:  # the first process holds the folder
-        return train_in(folder, config, callbacks, checkpoint)
     try:
-        with locked(folder, wait=False):
+        with locked(folder, wait=False) if rank() == 0 else nullcontext():  # the first process holds the folder
             return train_in(folder, config, callbacks, checkpoint)
     except LockedError as error:
         raise InputError(f"another process is training in {folder}: wait for it, or take another folder") from error
@@ -165,22 +163,8 @@ def fit(
         raise InputError(f"the training data are not those that {checkpoint} was trained on: it cannot be resumed")
     # Only now: a run that cannot begin costs nothing of what is in the folder.
     if trainer.is_global_zero:
-        folder = Path(config.folder)
-        if state is None:
-            empty_folder(folder)
-            read = {"classes": list(data.classes), "train_digest": data.digest, "test_digest": data.test_digest}
-            write_json(folder / "environment.json", provenance(trainer.strategy.root_device) | {"data": read})
-        (folder / "error.txt").unlink(missing_ok=True)  # of what was tried before
-        save(given, folder / "config.yaml")  # of a resumed run it may have more epochs
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    given_settings = hyperparameters(config, overrides) | {"tta": classifier.tta}
-    for logger in trainer.loggers:
-        with user_errors("logger", Exception):  # of arguments, files, servers and accounts
-            _ = logger.experiment  # type: ignore[attr-defined]  # every class of loggers has it
-        if state is None:  # one that continues has them
-            logger.log_hyperparams(given_settings)
-            if isinstance(logger, OrderedTensorBoardLogger):
-                logger.log_row(given_settings, varied(overrides))
+        open_folder(given, trainer, data, is_new=state is None)
+    open_loggers(config, trainer, classifier, is_new=state is None)
     if state:
         if trainer.is_global_zero:
             continue_loggers(trainer.loggers, state)
@@ -195,6 +179,30 @@ def fit(
             raise
         raise InputError(f"{checkpoint} does not hold the state of a run of this config: {error}") from error
     return trainer, classifier, found[0] if found else None
+
+
+def open_folder(config: DictConfig, trainer: pl.Trainer, data: ResidentDataModule, *, is_new: bool) -> None:
+    """Empties the folder of a new run and says what gave it; keeps the config."""
+    folder = Path(config.folder)
+    if is_new:
+        empty_folder(folder)
+        read = {"classes": list(data.classes), "train_digest": data.digest, "test_digest": data.test_digest}
+        write_json(folder / "environment.json", provenance(trainer.strategy.root_device) | {"data": read})
+    (folder / "error.txt").unlink(missing_ok=True)  # of what was tried before
+    save(config, folder / "config.yaml")  # of a resumed run it may have more epochs
+
+
+def open_loggers(config: DictConfig, trainer: pl.Trainer, classifier: Classifier, *, is_new: bool) -> None:
+    """Opens the loggers, and tells those of a new run its settings. Raises InputError for one that cannot be opened."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    settings = hyperparameters(config, overrides) | {"tta": classifier.tta}
+    for logger in trainer.loggers:
+        with user_errors("logger", Exception):  # of arguments, files, servers and accounts
+            _ = logger.experiment  # type: ignore[attr-defined]  # every class of loggers has it
+        if is_new:
+            logger.log_hyperparams(settings)
+            if isinstance(logger, OrderedTensorBoardLogger):
+                logger.log_row(settings, varied(overrides))
 
 
 def check_learning(config: DictConfig) -> None:

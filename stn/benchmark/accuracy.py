@@ -10,6 +10,7 @@ import torch
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
+from stn.benchmark.report import bars
 from stn.benchmark.train import CASES, TUTORIAL_IMAGES, WORKERS, Stopwatch, accelerator, composed
 from stn.benchmark.tutorial import tutorials
 from stn.build import build_data, read_data
@@ -79,9 +80,6 @@ def row(what: str, goal: str, scores: list[float], seconds: list[float], fifty: 
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     """Seconds to each goal, as bars."""
-    bars = {f"{row['what']} {row['to']}": row["seconds"] for row in rows}
-    colours = ["tab:gray", *["tab:blue"] * (len(rows) - 1)]
-    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)  # room for the labels
+    found = {f"{row['what']} {row['to']}": row["seconds"] for row in rows}
+    bars(axes, found, peers=list(found)[:1])
     axes.set(xscale="log", xlabel="seconds")

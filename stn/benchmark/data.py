@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torchvision import transforms
 
+from stn.benchmark.report import bars
 from stn.benchmark.timing import interleaved, ratio
 from stn.benchmark.train import CASES, accelerator, bare_loop, composed, settings, training_batches
 from stn.build import build_data, read_data
@@ -107,9 +108,6 @@ def one_by_one(images: np.ndarray) -> Callable[[], None]:
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     """Images a second of the batches and of the references, as bars."""
-    bars = {"batches": rows[0]["images/s"]} | {row["beside"]: row["images/s there"] for row in rows}
-    colours = ["tab:blue", *["tab:gray"] * len(rows)]
-    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)  # room for the labels
+    peers = {row["beside"]: row["images/s there"] for row in rows}
+    bars(axes, {"batches": rows[0]["images/s"]} | peers, peers)
     axes.set(xscale="log", xlabel="images a second")

@@ -12,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from stn.benchmark.report import bars
 from stn.benchmark.timing import interleaved, ratio
 from stn.benchmark.train import composed
 from stn.build import build_classifier, build_data
@@ -69,9 +70,6 @@ def runtimes(network: ExportedNetwork, example: Tensor) -> dict[str, Arm]:
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     """Images a second of each runtime, as bars."""
-    bars = {f"{row['network']}, batch {row['batch']}: {row['runtime']}": row["images/s"] for row in rows}
-    colours = ["tab:blue" if row["runtime"] == "torch" else "tab:gray" for row in rows]
-    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="{:,.0f}", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)  # room for the labels
+    found = {f"{row['network']}, batch {row['batch']}: {row['runtime']}": row["images/s"] for row in rows}
+    bars(axes, found, peers=[name for name in found if not name.endswith(": torch")])
     axes.set(xscale="log", xlabel="images a second, forward, on the CPU")

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from stn import layers
+from stn.benchmark.report import bars
 from stn.benchmark.timing import interleaved, ratio
 from stn.layers.warps import lattice_points
 
@@ -131,14 +132,11 @@ def copies(images: Tensor) -> Arm:
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     """Milliseconds of each warp and its peers, as bars."""
     shape = rows[-1]["images"]
-    bars: dict[str, float] = {}
+    found: dict[str, float] = {}
     for row in rows:
         if row["images"] == shape:
-            bars[row["warp"]] = row["stn (ms)"]
+            found[row["warp"]] = row["stn (ms)"]
             if row["peer"] != "copy":
-                bars[f"{row['warp']}: {row['peer']}"] = row["peer (ms)"]
-    colours = ["tab:gray" if ":" in name else "tab:blue" for name in bars]
-    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)  # room for the labels
+                found[f"{row['warp']}: {row['peer']}"] = row["peer (ms)"]
+    bars(axes, found, peers=[name for name in found if ":" in name])
     axes.set(xscale="log", xlabel=f"ms, forward and backward, {shape}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -19,13 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from stn.provenance import provenance
+from stn.results import table
 
 KEPT = Path("results/benchmarks")
 
 
 def measured(what: str, overrides: list[str], rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """Runs a benchmark, leaves its report in outputs/, and returns its rows. After Ctrl-C it reports those so far."""
-    folder = Path("outputs", f"{datetime.now():%Y-%m-%d}", f"{datetime.now():%H-%M-%S-%f}-benchmark-{what}")
+    folder = Path("outputs", f"{datetime.now():%Y-%m-%d/%H-%M-%S-%f}-benchmark-{what}")
     folder.mkdir(parents=True)
     benchmark = import_module(f"stn.benchmark.{what}")
     found: list[dict[str, Any]] = []
@@ -63,21 +64,27 @@ def report(
     said = found["machine"] | {"torch": torch.__version__, "commit": found["commit"]}
     where = ", ".join(f"{name} {cell(value)}" for name, value in said.items())
     (folder / f"{what}.json").write_text(json.dumps(found | {"rows": rows}, indent=2) + "\n")
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([cell(value) for value in row.values()] for row in rows)]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    (folder / f"{what}.md").write_text(f"{text}\n\n{where}\n")
-    table = Table(caption=where, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
-    for column in zip(*lines[:1], *lines[2:], strict=True):
-        table.add_column(column[0], min_width=max(len(word) for text in column for word in text.split(" ")))
-    for line in lines[2:]:
-        table.add_row(*line)
-    Console().print(table)
+    lines = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
+    (folder / f"{what}.md").write_text(f"{table(lines)}\n\n{where}\n")
+    shown = Table(caption=where, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
+    for column in zip(*lines, strict=True):
+        shown.add_column(column[0], min_width=max(len(word) for text in column for word in text.split(" ")))
+    for line in lines[1:]:
+        shown.add_row(*line)
+    Console().print(shown)
     figure = Figure(figsize=(9, 5), layout="constrained")
     draw(rows, figure.add_subplot())
     figure.suptitle(where, fontsize=8)
     figure.savefig(folder / f"{what}.png", dpi=120)
     print(f"the table, its figures as JSON and the plot are in {os.path.relpath(folder)}")
+
+
+def bars(axes: Axes, values: Mapping[str, float], peers: Collection[str] = (), form: str = "{:,.0f}") -> None:
+    """Draws values as bars, each with its name. Those of `peers` are grey."""
+    colours = ["tab:gray" if name in peers else "tab:blue" for name in values]
+    axes.bar_label(axes.barh(list(values), list(values.values()), color=colours), fmt=form, padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)  # room for the labels
 
 
 def keep(rows: dict[str, list[dict[str, Any]]], device: torch.device) -> Path:

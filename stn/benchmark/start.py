@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.axes import Axes
 
+from stn.benchmark.report import bars
 from stn.benchmark.timing import interleaved, ratio
 from stn.benchmark.train import accelerator
 
@@ -55,7 +56,5 @@ def run(arguments: list[str]) -> None:
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     """Seconds of each part, as bars."""
-    axes.bar_label(axes.barh([row["what"] for row in rows], [row["seconds"] for row in rows]), fmt="%.1f", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)  # room for the labels
+    bars(axes, {row["what"]: row["seconds"] for row in rows}, form="{:.1f}")
     axes.set(xlabel="seconds")

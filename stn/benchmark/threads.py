@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 
+from stn.benchmark.report import bars
 from stn.benchmark.timing import interleaved, ratio
 from stn.benchmark.train import CASES, accelerator, bare_loop, composed, settings
 
@@ -46,8 +47,6 @@ def timed_with(threads: int, epoch: Callable[[], float], speeds: list[float]) ->
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     """Images a second of each network and number of threads, as bars."""
-    names = [f"{row['network']}, {row['threads']} thread{'s' * (row['threads'] > 1)}" for row in rows]
-    axes.bar_label(axes.barh(names, [row["images/s"] for row in rows]), fmt="%.0f", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)  # room for the labels
+    names = (f"{row['network']}, {row['threads']} thread{'s' * (row['threads'] > 1)}" for row in rows)
+    bars(axes, dict(zip(names, (row["images/s"] for row in rows), strict=True)))
     axes.set(xlabel="images a second in training")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
+from stn.benchmark.report import bars
 from stn.benchmark.timing import ratio, synchronize
 from stn.benchmark.tutorial import tutorials
 from stn.build import build_classifier, build_data, read_data
@@ -202,9 +203,6 @@ def training_batches(data: ResidentDataModule, device: torch.device) -> Batches:
 
 def draw(rows: list[dict[str, Any]], axes: Axes) -> None:
     """Images a second of each arm, as bars."""
-    bars = {f"{row['network']}: {row['arm']}": row["images/s"] for row in rows}
-    colours = ["tab:blue" if row["arm"] == "stn.train" else "tab:gray" for row in rows]
-    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colours), fmt="%.0f", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)  # room for the labels
+    found = {f"{row['network']}: {row['arm']}": row["images/s"] for row in rows}
+    bars(axes, found, peers=[name for name in found if not name.endswith(": stn.train")])
     axes.set(xlabel="images a second in training")
