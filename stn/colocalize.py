@@ -28,13 +28,8 @@ class Options:
 
 def main() -> None:
     """Runs the command line."""
-    examples = (__doc__ or "").strip().partition("\n\n")[2]
-    about = "Finds what all images of a set share, without labels or boxes."
-    words = (
-        parser("stn.colocalize", about, Options, examples, "an option, or a key of conf/colocalize.yaml")
-        .parse_args()
-        .words
-    )
+    what = "an option, or a key of conf/colocalize.yaml"
+    words = parser("stn.colocalize", __doc__, Options, what).parse_args().words
     with cli.exit_codes("stn.colocalize"):
         options, overrides = parse(Options, words)
         config = compose(overrides, options.output, "colocalize")

@@ -1,7 +1,8 @@
 """python -m stn.compare RUNS: compares finished runs, and tells which differ by more than their seeds explain.
 
-python -m stn.compare outputs/2026-11-24/12-00-00-000000-sweep
-python -m stn.compare 'outputs/2026-11-*/*' by=test_loss output=comparisons/loss
+python -m stn.compare latest
+python -m stn.compare outputs/2026-11-24/12-00-00-000000-sweep by=test_loss
+python -m stn.compare 'outputs/2026-11-*/*' output=comparisons/november
 """
 
 from dataclasses import dataclass, field
@@ -10,10 +11,6 @@ from pathlib import Path
 
 from stn import cli
 from stn.options import make_output, parse, parser
-
-EXAMPLES = """python -m stn.compare latest
-python -m stn.compare outputs/2026-11-24/12-00-00-000000-sweep by=test_loss
-python -m stn.compare 'outputs/2026-11-*/*' output=comparisons/november"""
 
 
 @dataclass(frozen=True)
@@ -31,9 +28,8 @@ class Options:
 
 def main() -> None:
     """Runs the command line."""
-    about = "Compares finished runs, and tells which differ by more than their seeds explain."
     what = "a run's folder, a sweep's folder, a pattern in quotes, latest (the latest sweep), or an option"
-    words = parser("stn.compare", about, Options, EXAMPLES, what).parse_args().words
+    words = parser("stn.compare", __doc__, Options, what).parse_args().words
     with cli.exit_codes("stn.compare"):
         options, places = parse(Options, words)
         # Here, since --help must not wait for torch.

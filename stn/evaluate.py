@@ -38,8 +38,7 @@ class Options:
 
 def main() -> None:
     """Runs the command line."""
-    examples = (__doc__ or "").strip().partition("\n\n")[2]
-    arguments = parser("stn.evaluate", "Evaluates the network of a run.", Options, examples).parse_args()
+    arguments = parser("stn.evaluate", __doc__, Options).parse_args()
     with cli.exit_codes("stn.evaluate"):
         options, overrides = parse(Options, arguments.overrides)
         # Here, since --help must not wait for torch.

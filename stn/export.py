@@ -43,8 +43,7 @@ class Options:
 
 def main() -> None:
     """Runs the command line."""
-    examples = "\n".join(str(__doc__).splitlines()[2:])
-    arguments = parser("stn.export", "Writes the network of a run as a file.", Options, examples).parse_args()
+    arguments = parser("stn.export", __doc__, Options).parse_args()
     with cli.exit_codes("stn.export"):
         options, overrides = parse(Options, arguments.overrides)
         # Here, since --help must not wait for torch.

@@ -18,23 +18,24 @@ from stn.errors import InputError, user_errors
 Options = TypeVar("Options")
 
 
-def parser(
-    program: str, description: str, options: type, examples: str, words: str | None = None
-) -> argparse.ArgumentParser:
+def parser(program: str, about: str | None, options: type, words: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command line RUN key=value …, whose --help lists the options and ends with examples.
 
+    about: the docstring of the command, `usage: what it does.`, and below an empty line the examples.
     options: a dataclass; the metadata of each field has its help.
     words: the help of what the command takes if it does not begin with one run; options are then among `words`.
     """
-    lines = []
+    head, _, examples = (about or "").strip().partition("\n\n")
+    does = head.partition(": ")[2]
+    lines = ["options, key=value:"]
     width = max(14, *(len(field.name) + 3 for field in fields(options)))
     for field in fields(options):
         default = "" if field.default in (MISSING, None) else f" (default: {shown(field.default)})"
         lines.append(f"  {field.name + '=…':<{width}} {field.metadata['help']}{default}")
     found = argparse.ArgumentParser(
         program,
-        description=description,
-        epilog="\n".join(["options:", *lines, "", "examples:", *(f"  {line}" for line in examples.splitlines())]),
+        description=does[:1].upper() + does[1:],
+        epilog="\n".join([*lines, "", "examples:", *(f"  {line}" for line in examples.splitlines())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if words:

@@ -1,4 +1,10 @@
-"""python -m stn.predict RUN source=…: classifies images, and shows where the network looked."""
+"""python -m stn.predict RUN source=…: classifies images, and shows where the network looked.
+
+python -m stn.predict latest source=photos
+python -m stn.predict RUN source=cat.jpg crop=center topk=3
+python -m stn.predict RUN 'source=photos/**/*.png' device=cpu pictures=false output=found
+find photos -newer last | python -m stn.predict RUN source=-
+"""
 
 import sys
 from dataclasses import asdict, dataclass, field
@@ -9,12 +15,6 @@ from stn import cli
 from stn.check import TTA
 from stn.errors import InputError, nearest
 from stn.options import make_output, parse, parser
-
-EXAMPLES = """\
-python -m stn.predict latest source=photos
-python -m stn.predict RUN source=cat.jpg crop=center topk=3
-python -m stn.predict RUN 'source=photos/**/*.png' device=cpu pictures=false output=found
-find photos -newer last | python -m stn.predict RUN source=-"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Options:
 
 def main() -> None:
     """Runs the command line."""
-    arguments = parser("stn.predict", "Classifies images by the network of a run.", Options, EXAMPLES).parse_args()
+    arguments = parser("stn.predict", __doc__, Options).parse_args()
     with cli.exit_codes("stn.predict"):
         options, others = parse(Options, arguments.overrides)
         if others:

@@ -28,8 +28,7 @@ class Options:
 
 def main() -> None:
     """Runs the command line."""
-    examples = (__doc__ or "").strip().partition("\n\n")[2]
-    arguments = parser("stn.report", "Writes a run as one HTML file.", Options, examples).parse_args()
+    arguments = parser("stn.report", __doc__, Options).parse_args()
     with cli.exit_codes("stn.report"):
         options, overrides = parse(Options, arguments.overrides)
         # Here, since --help must not wait for torch.

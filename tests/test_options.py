@@ -44,13 +44,15 @@ def test_a_wrong_option_is_one_sentence(texts: list[str], sentence: str) -> None
 
 def test_help_lists_the_options_with_their_defaults_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parser("stn.some", "Does something.", Some, "python -m stn.some latest").parse_args(["--help"])
+        parser("stn.some", "python -m stn.some: does something.\n\npython -m stn.some latest\n", Some).parse_args(
+            ["--help"]
+        )
     said = capsys.readouterr().out
     assert "topk=…         how many (default: 5)" in said and "  python -m stn.some latest\n" in said
 
 
 def test_a_command_that_begins_with_no_run_takes_words_of_its_own() -> None:
-    found = parser("stn.some", "Does something.", Some, "", "a key of a file")
+    found = parser("stn.some", "python -m stn.some: does something.", Some, "a key of a file")
     assert found.parse_args(["source=a", "topk=3"]).words == ["source=a", "topk=3"]
     assert "a key of a file" in found.format_help() and "a run's folder" not in found.format_help()
 
