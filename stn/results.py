@@ -12,13 +12,13 @@ from typing import Any
 from stn.csv_logger import read_rows
 from stn.errors import InputError, user_errors
 from stn.run import read_metrics
-from stn.runs import read_plain
+from stn.runs import NEUTRAL, read_plain
 from stn.training import write_json
 from stn.untrusted import read_json
 
 RESULTS = Path("results")
-# Settings that do not change what is trained, so they do not name an experiment.
-NEUTRAL = r"-m|--multirun|(data|data\.root|data\.cache|seed|threads|folder|overwrite|callbacks\.progress|hydra\..*)=.*"
+# Words of a command that do not name an experiment: they do not change what is trained, or name the images.
+UNNAMED = rf"-m|--multirun|({NEUTRAL}|data|data\.root)=.*"
 CURVE = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
 
 Result = dict[str, Any]
@@ -83,7 +83,7 @@ def check_commit(folder: Path, commit: str | None) -> None:
 
 def experiment(command: str) -> str:
     """The name of an experiment: its preset, or "default", and the other settings of the command that trained it."""
-    words = [word for word in shlex.split(command)[3:] if not re.fullmatch(NEUTRAL, word)]
+    words = [word for word in shlex.split(command)[3:] if not re.fullmatch(UNNAMED, word)]
     preset = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "default")
     return ",".join([preset, *sorted(word for word in words if not word.startswith("experiment="))])
 
