@@ -100,7 +100,7 @@ def train_in(
         metrics["restarts"] = restarts
     if not broke_off:
         kept = getattr(chooser(trainer), "best_model_path", "") or None
-        if kept and not Path(kept).exists():
+        if kept and not Path(kept).is_file():
             say(f"{kept} has been removed: the last weights are tested instead")
             kept = None
         if kept:
