@@ -13,6 +13,7 @@ from conftest import TINY, Command
 from test_bad_input import refused
 
 import stn
+from stn.build import build_trainer
 from stn.config import compose
 from stn.data import ShapesDataModule
 from stn.errors import InputError
@@ -120,11 +121,9 @@ def test_a_checkpoint_tells_versions_and_epoch(trained: Path) -> None:
     assert {"classes", "channels", "image_size"} <= content["hyper_parameters"].keys()
 
 
-def test_the_last_checkpoint_knows_the_best_epoch_so_far(trained: Path) -> None:
-    callbacks = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
-    (state,) = (found for key, found in callbacks.items() if "val/accuracy" in key)
-    best = json.loads((trained / "metrics.json").read_text())["best_val_accuracy"]
-    assert float(state["best_model_score"]) == pytest.approx(best)
+def test_the_last_checkpoint_is_written_after_the_best_and_so_knows_it(tmp_path: Path) -> None:
+    trainer = build_trainer(compose([*TINY, "callbacks=best_epoch"], tmp_path))
+    assert [getattr(callback, "monitor", "none") for callback in trainer.checkpoint_callbacks] == ["val/accuracy", None]
 
 
 def test_a_run_repeated_from_its_own_config_is_another_run(trained: Path, command: Command, tmp_path: Path) -> None:
