@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, Mo
 
 from stn.checkpoint_io import DurableCheckpointIO
 from stn.classifier import Classifier
+from stn.data.decoding import BrokenFilesError
 from stn.data.resident import ResidentDataModule
 from stn.errors import require, user_errors
 
@@ -30,10 +31,17 @@ def build_data(config: DictConfig, trainer: pl.Trainer | None = None) -> Residen
 
 def read_data(data: ResidentDataModule, *stages: str) -> ResidentDataModule:
     """Reads what the stages need: "fit", "test". Raises InputError for files that cannot be used."""
+    broken: list[BrokenFilesError] = []
     with user_errors("data"):
         data.prepare_data()
         for stage in stages:
-            data.setup(stage)
+            try:
+                data.setup(stage)
+            except BrokenFilesError as error:  # those of the other stages are told too
+                broken.append(error)
+        if broken:
+            every = {path: said for error in broken for path, said in error.broken.items()}
+            raise BrokenFilesError(every, sum(error.count for error in broken))
     return data
 
 

@@ -4,7 +4,7 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -19,9 +19,29 @@ from torch.utils.data import DataLoader
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # PIL's names
 LARGEST_IMAGE = 2**26  # pixels; as RGBA they take 256 MiB in each process that decodes
 GREY = (128, 128, 128)
-NAMED = 5  # broken files in an error
+NAMED = 20  # files in a message
 # PIL recognizes these formats, but has no decoder for them, or runs another program on the file (Ghostscript).
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+class BrokenFilesError(ValueError):
+    """Some of the files that were decoded are no readable images.
+
+    broken: what is wrong, by path. count: of the files in all.
+    """
+
+    def __init__(self, broken: Mapping[str, str], count: int) -> None:
+        first, said = next(iter(broken.items()))
+        if len(broken) > 1:
+            why = said.removeprefix(f"{first} is not a readable image: ")
+            said = f"{len(broken)} of {count} files are no readable images: {listed(list(broken))}; the first: {why}"
+        super().__init__(said)
+        self.broken, self.count = broken, count
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first `NAMED` of some names, and how many there are besides."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 @cache
@@ -43,8 +63,8 @@ def decode_files(paths: Sequence[str], channels: int, side: int) -> tuple[Tensor
 
     Without fork, this process decodes them: with small images, threads spend their time waiting for each other.
     A DataLoader ends quietly on Ctrl-C, unlike a pool of processes.
-    Raises ValueError if a file is not a readable image, or the images do not fit into memory, and OSError if a decoding
-    process is killed.
+    Raises BrokenFilesError if files are no readable images, ValueError if the images do not fit into memory, and
+    OSError if a decoding process is killed.
     """
     check_memory(len(paths), channels, side)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
@@ -71,11 +91,7 @@ def decode_files(paths: Sequence[str], channels: int, side: int) -> tuple[Tensor
             f"a process that decoded the images was killed, after {done} of {len(paths)}: it may have run out of memory"
         ) from error
     if broken:
-        sentence = next(iter(broken.values()))
-        if len(broken) > 1:
-            names = ", ".join([*list(broken)[:NAMED], *["…"] * (len(broken) > NAMED)])
-            sentence += f"; {len(broken)} of {len(paths)} files cannot be read: {names}"
-        raise ValueError(sentence)
+        raise BrokenFilesError(broken, len(paths))
     return images, resized
 
 

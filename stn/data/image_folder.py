@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import find_classes
 
-from stn.data.decoding import MODES, NAMED, decode_files, extensions
+from stn.data.decoding import MODES, decode_files, extensions, listed
 from stn.data.image_cache import LARGEST_KEPT, fingerprint, keep, recall
 from stn.data.resident import ResidentDataModule
 from stn.process import locked
@@ -96,9 +96,8 @@ class ImageFolderDataModule(ResidentDataModule):
             labels += [label] * len(found)
             others += more
         if others and (train or not self.test_fraction):  # which reads the same folders twice
-            names = ", ".join([*map(repr, others[:NAMED]), *["…"] * (len(others) > NAMED)])
             are = "files are no images" if len(others) > 1 else "file is no image"
-            log.warning("%s: %d %s: %s", folder, len(others), are, names)
+            log.warning("%s: %d %s: %s", folder, len(others), are, listed(list(map(repr, others))))
         if train and self.group:
             self.groups = groups_of(list(files), self.group)
         return self._images(folder, files), torch.tensor(labels)

@@ -82,7 +82,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
                 f"{channels}"
             )
         if not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction must lie between 0 and 1, not {val_fraction}")
+            raise ValueError(f"val_fraction must be above 0 and below 1, not {val_fraction}")
         for name, values in {"mean": mean, "std": std}.items():
             if values is not None and not (len(values) == channels and all(map(math.isfinite, values))):
                 raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from stn.data import decoding
-from stn.data.decoding import decode, decode_files, extensions
+from stn.data.decoding import BrokenFilesError, decode, decode_files, extensions
 
 
 @pytest.fixture(autouse=True)
@@ -211,17 +211,20 @@ def test_what_is_no_image_is_named_in_one_sentence(kind: str, tmp_path: Path, mo
     assert "\n" not in str(caught.value) and str(caught.value).count(str(tmp_path)) == 1
 
 
-def test_broken_files_are_counted_and_the_first_five_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("every", "more"), [(40, ""), (10, " and 10 more")])
+def test_broken_files_are_counted_and_named(every: int, more: str, tmp_path: Path) -> None:
     paths = [tmp_path / f"{index:03}.png" for index in range(300)]
     for index, path in enumerate(paths):
         Image.new("RGB", (8, 8)).save(path)
-        if index % 40 == 7:
+        if index % every == 7:
             path.write_text("a letter")
-    broken = [str(path) for path in paths[7::40]]
-    with pytest.raises(ValueError, match="no known format; 8 of 300 files cannot be read") as caught:
+    broken = list(map(str, paths[7::every]))
+    with pytest.raises(BrokenFilesError) as caught:
         decode_files([str(path) for path in paths], 3, 8)
-    assert str(caught.value).startswith(f"{broken[0]} is not a readable image")
-    assert all(path in str(caught.value) for path in broken[:5]) and broken[5] not in str(caught.value)
+    assert str(caught.value) == (
+        f"{len(broken)} of 300 files are no readable images: {', '.join(broken[:20])}{more}; the first: its content is "
+        "of no known format"
+    )
 
 
 def test_a_file_that_vanishes_meanwhile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,7 +137,7 @@ def test_images_of_any_number_of_channels(depth: int) -> None:
         ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
         ({"eval_batch_size": 0}, "eval_batch_size must be 1 or more, not 0"),
         ({"image_size": 0}, "image_size must be 1 or more, not 0"),
-        ({"val_fraction": 0.0}, "val_fraction must lie between 0 and 1, not 0.0"),
+        ({"val_fraction": 0.0}, "val_fraction must be above 0 and below 1, not 0.0"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be above 0, not [1.0, 0.0, 1.0]"),
         ({"mean": (0.5,)}, "mean must be null, or a number for each of the channels (3), not [0.5]"),
         ({"mean": (0.5, 0.5, math.nan)}, "mean must be null, or a number for each of the channels (3), not"),
