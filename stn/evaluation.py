@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,6 +58,7 @@ def evaluate(
     tta: TTA | None = None,
     sweeps: Sequence[str] = (),
     worst: int = 20,
+    sweep_images: int | None = None,
 ) -> Evaluation:
     """Evaluates a run's network on a split of the data of a config, on one device. It writes nothing.
 
@@ -64,6 +66,7 @@ def evaluate(
     tta: the views of each image, see `Classifier`. If None, those of the config, or else of the network.
     sweeps: names of `SWEEPS`, for each of which the accuracy on warped images is found.
     worst: how many of the worst mistakes are kept.
+    sweep_images: of at most how many images the sweeps are, evenly spread over the set; None: of all.
     Raises InputError for data that does not suit the network, and for values that are not possible.
     """
     for name in sweeps:
@@ -81,7 +84,13 @@ def evaluate(
         scorer = Scorer(run.classifier, trainer, tta or config.tta)
     batches = limited(list(data.eval_batches(split)), getattr(trainer, f"limit_{split}_batches"))
     show = sys.stdout.isatty()
+    begun = time.monotonic()
     scored = score(scorer, track(batches, f"split={split}", transient=True, disable=not show))
+    every = -(-len(scored.labels) // (sweep_images or len(scored.labels)))
+    swept = [(images[::every], labels[::every]) for images, labels in batches]
+    times = sum(len(SWEEPS[name].values) for name in sweeps)
+    if (minutes := (time.monotonic() - begun) * times / every / 60) >= 1:
+        print(f"the accuracy on images warped in {times} ways takes about {minutes:.0f} min")
     measured = measure(scored.scores, scored.labels, run.classes, worst)
     numbers = {
         "run": str(run.folder),
@@ -94,7 +103,8 @@ def evaluate(
         "transformers": transformer_numbers(scorer, scored, data, split),
         "accuracy_by_angle": accuracy_by_angle(scored, data.figures.get(split)),
         "sharpening": sharpening(scorer, scored),
-        "robustness": {name: curve(scorer.scores, batches, name, show=show) for name in sweeps},
+        "robustness": {name: curve(scorer.scores, swept, name, show=show) for name in sweeps},
+        "robustness_images": sum(len(labels) for _, labels in swept) if sweeps else 0,
         "provenance": provenance(trainer.strategy.root_device),
     }
     means = (scored.before.compute()[0], scored.after.compute()[0]) if scored.before and scored.after else None

@@ -17,7 +17,8 @@ class Options:
     """The options of the command."""
 
     robustness: bool = field(
-        default=True, metadata={"help": "whether it finds the accuracy on turned, scaled and shifted images"}
+        default=True,
+        metadata={"help": "whether it finds the accuracy on turned, scaled and shifted images, 500 of them at most"},
     )
     output: str | None = field(default=None, metadata={"help": "the file; null: RUN/report.html"})
     overwrite: bool = field(default=False, metadata={"help": "whether a file that is there is replaced"})

@@ -19,6 +19,7 @@ from stn.config import compose
 from stn.evaluation import evaluate
 from stn.evaluation_files import write_files
 from stn.figures import Reading
+from stn.reporting import page as reporting_page
 from stn.reporting.about import facts
 from stn.reporting.charts import Axis, Line, chart, share_axis
 from stn.reporting.epochs import evenly
@@ -203,18 +204,24 @@ def test_a_run_without_pictures_says_so(trained: Path, tmp_path: Path) -> None:
     assert "The run has kept no pictures of its epochs." in text and 'id="examples"' in text
 
 
-def test_an_evaluation_of_the_same_network_is_read_and_another_is_not(trained: Path, tmp_path: Path) -> None:
+def test_an_evaluation_of_the_same_network_is_read_and_another_is_not(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(trained, tmp_path / "run")
     run = stn.Run.open(tmp_path / "run")
     evaluation = evaluate(run, run.settings())
     evaluation.numbers["robustness"] = {
         name: [{"value": value, "accuracy": 0.12344} for value in SWEEPS[name].values] for name in TICKS
     }
+    evaluation.numbers["robustness_images"] = evaluation.numbers["images"]
     write_files(evaluation, tmp_path / "run" / "evaluation")
-    assert "-135: 12.34%" in make_page(run, run.settings())
+    text = make_page(run, run.settings())
+    assert "-135: 12.34%" in text and "The accuracy on the test images after" in text
     evaluation.numbers["loss"] += 0.001
     write_files(evaluation, tmp_path / "run" / "evaluation")
-    assert "12.34%" not in make_page(run, run.settings())
+    monkeypatch.setattr(reporting_page, "SWEEP_IMAGES", 7)
+    text = make_page(run, run.settings())
+    assert "12.34%" not in text and "The accuracy on 6 of the test images after" in text
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 30), (30, 30), (31, 30), (500, 30), (7, 2)])

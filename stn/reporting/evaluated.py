@@ -152,10 +152,10 @@ def mistakes(evaluation: Evaluation) -> Section:
     return Section("mistakes", "The worst mistakes", paragraph(said) + f'<div class="cells pairs">{cells}</div>')
 
 
-def robustness(curves: Mapping[str, Any]) -> Section:
+def robustness(numbers: Mapping[str, Any]) -> Section:
     """The accuracy on images that are turned, enlarged and moved."""
     charts = []
-    for name, curve in curves.items():
+    for name, curve in numbers["robustness"].items():
         sweep = SWEEPS[name]
         place = math.log2 if name == "scale" else float
         ticks = {place(value): f"{value:g}" for value in sweep.values[:: TICKS[name]]}
@@ -166,10 +166,9 @@ def robustness(curves: Mapping[str, Any]) -> Section:
         said = f"Accuracy on images {sweep.what}: at least {lowest['accuracy']:.2%}, at {lowest['value']:g}"
         rule = Line("rule", [(place(sweep.identity), 0), (place(sweep.identity), 1)])
         charts.append(chart(x, share_axis("accuracy"), [rule, Line("val", points)], said, about))
-    said = (
-        "The accuracy on the test images after each of them is turned, enlarged or moved; where they end, their border "
-    )
-    said += "goes on. The dashed line is the images as they are."
+    some = f"{numbers['robustness_images']:,} of " * (numbers["robustness_images"] < numbers["images"])
+    said = f"The accuracy on {some}the test images after each of them is turned, enlarged or moved; where they end, "
+    said += "their border goes on. The dashed line is the images as they are."
     if not charts:
         said = "It was left out of this report by robustness=false."
     body = f'<div class="charts">{"".join(charts)}</div>' if charts else ""

@@ -16,6 +16,7 @@ from stn.robustness import SWEEPS
 from stn.run import Run
 from stn.untrusted import read_json
 
+SWEEP_IMAGES = 500  # each is scored in dozens of warps
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -38,7 +39,7 @@ def make_page(run: Run, config: DictConfig, *, robustness: bool = True) -> str:
         evaluated.confusion(numbers),
         evaluated.calibration(numbers),
         evaluated.mistakes(evaluation),
-        evaluated.robustness(numbers["robustness"]),
+        evaluated.robustness(numbers),
         about.repetition(trained, numbers["provenance"], text),
     ]
     facts = about.facts(run, config, numbers, trained)
@@ -62,9 +63,9 @@ def evaluated_with_sweeps(run: Run, config: DictConfig) -> Evaluation:
         evaluation = evaluate(run, config)
         # The same confusion and loss are those of the same network, images and views.
         if all(known[key] == evaluation.numbers[key] for key in ("confusion", "loss")):
-            evaluation.numbers["robustness"] = known["robustness"]
+            evaluation.numbers.update({key: known[key] for key in ("robustness", "robustness_images")})
             return evaluation
-    return evaluate(run, config, sweeps=list(evaluated.TICKS))
+    return evaluate(run, config, sweeps=list(evaluated.TICKS), sweep_images=SWEEP_IMAGES)
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -75,7 +76,8 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
             name: [{key: float(point[key]) for key in ("value", "accuracy")} for point in found["robustness"][name]]
             for name in evaluated.TICKS
         }
-        known = {"confusion": found["confusion"], "loss": found["loss"], "robustness": curves}
+        count = int(found["robustness_images"])
+        known = {key: found[key] for key in ("confusion", "loss")} | {"robustness": curves, "robustness_images": count}
     except (OSError, ValueError, TypeError, KeyError):  # it is not there, without these sweeps, or of another version
         return {}
     whole = all([point["value"] for point in curve] == list(SWEEPS[name].values) for name, curve in curves.items())
