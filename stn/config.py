@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import traceback
 from collections.abc import Sequence
 from datetime import datetime
@@ -51,7 +52,7 @@ def compose(overrides: Sequence[str] = (), folder: str | Path | None = None, nam
     Raises InputError for overrides that do not compose.
     """
     register()
-    overrides = [expand_home(text) for text in overrides]
+    overrides = [hydra_word(text) for text in overrides]
     with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
         try:
             config = hydra.compose(name, overrides)
@@ -71,6 +72,36 @@ def expand_home(text: str) -> str:
     return key + equals + re.sub(r"(?<![^,[])~(?=/|,|$)", lambda _: str(Path.home()), value)
 
 
+def hydra_word(text: str) -> str:
+    """A word key=value as Hydra takes it, whose grammar has no ~, and outside quotes no umlauts or brackets."""
+    text = expand_home(text)
+    key, equals, value = text.partition("=")
+    if not equals or text.startswith("-") or re.search(r"[][{},'\"]", value):  # a flag, or written for that grammar
+        return text
+    try:
+        OverridesParser.create().parse_overrides([text])
+    except OverrideParseException:
+        return f"{key}={quoted(value)}"
+    return text
+
+
+def quoted(value: str) -> str:
+    """A text as Hydra takes it for certain."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value) + "'"
+
+
+def shell_word(key: str, value: str) -> str:
+    """key=value as it is typed into a shell, for any text."""
+    text = f"{key}={value}"
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([hydra_word(text)])
+        is_plain = parsed.value() == value
+    except OverrideParseException:
+        is_plain = False
+    word = text if is_plain else f"{key}={quoted(value)}"
+    return f'"{word}"' if not is_plain and not re.search(r'["$`!\\]', word) else shlex.quote(word)
+
+
 def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """Copies a composed config and changes some keys. Each override is key=value, or +key=value for a new key.
 
@@ -79,7 +110,7 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     changed = config.copy()
     OmegaConf.set_struct(changed, True)
     try:
-        for parsed in OverridesParser.create().parse_overrides([expand_home(text) for text in overrides]):
+        for parsed in OverridesParser.create().parse_overrides([hydra_word(text) for text in overrides]):
             key = parsed.key_or_group
             if parsed.is_delete() or parsed.is_sweep_override():
                 raise InputError(f"{parsed.input_line!r} is not allowed for a finished run: write key=value")
@@ -101,6 +132,13 @@ def save(config: DictConfig, path: Path) -> None:
     resolved["folder"] = "${hydra:runtime.output_dir}"
     resolved["hydra"] = OmegaConf.load(Path(config_folder(), "config.yaml")).hydra  # which names the new folder
     write(path, OmegaConf.to_yaml(OmegaConf.create(resolved)).replace(placeholder, "${folder}"))
+
+
+def save_epochs(number: int, path: Path) -> None:
+    """Sets trainer.max_epochs in a config that `save` has written."""
+    saved = OmegaConf.load(path)
+    OmegaConf.update(saved, "trainer.max_epochs", number)
+    write(path, OmegaConf.to_yaml(saved))
 
 
 def write(path: Path, text: str) -> None:

@@ -48,9 +48,22 @@ def run(composed: DictConfig) -> Any:
     except Exception as error:
         if cli.received:
             raise
-        # What is refused before it begins is no failure of the run that the folder holds already.
-        is_refused = begun is not None and begun == last_begun(folder)
-        sys.exit(cli.report_error("stn.train", error, None if is_refused else folder))
+        is_job = HydraConfig.get().mode is RunMode.MULTIRUN
+        # What is refused before it begins is told on the screen alone, unless a sweep has others beside it.
+        is_kept = last_begun(folder) != begun or (begun is None and (is_job or not config.explain(error)))
+        code = cli.report_error("stn.train", error, folder if is_kept else None)
+        if not is_kept:
+            remove_log(folder)
+        sys.exit(code)
+
+
+def remove_log(folder: Path) -> None:
+    """Removes the log that Hydra made in a folder, if it is empty, and then the folder, if it is."""
+    with suppress(OSError):
+        log = folder / "train.log"
+        if not log.stat().st_size:
+            log.unlink()
+        folder.rmdir()
 
 
 def last_begun(folder: Path) -> int | None:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 
 from stn.check import fits, spell
-from stn.config import expand_home
+from stn.config import hydra_word
 from stn.errors import InputError, user_errors
 
 Options = TypeVar("Options")
@@ -39,10 +39,12 @@ def parser(program: str, about: str | None, options: type, words: str | None = N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if words:
-        found.add_argument("words", nargs="*", metavar="word", help=words)
+        found.add_argument("words", nargs="*", default=[], metavar="word", help=words)
         return found
     found.add_argument("run", help="a run's folder, a checkpoint, or latest")
-    found.add_argument("overrides", nargs="*", metavar="key=value", help="an option, or a key of the run's config")
+    found.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="an option, or a key of the run's config"
+    )
     return found
 
 
@@ -66,7 +68,7 @@ def parse(options: type[Options], texts: Sequence[str]) -> tuple[Options, list[s
             continue
         if key in values:
             raise InputError(f"{key} is given twice: leave out one of the two")
-        values[key] = value_of(expand_home(text), hints[key] in (str, str | None))
+        values[key] = value_of(hydra_word(text), hints[key] in (str, str | None))
         if not fits(values[key], hints[key]):
             raise InputError(f"{text} must be {spell(hints[key])}")
     for field in fields(options):  # type: ignore[arg-type]  # every class of options is a dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,9 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     allow: packages whose classes the config may name, see `Run.open`.
     Raises InputError for a run that cannot go on.
     """
-    folder = find_run(where)
-    if folder.is_file():  # a checkpoint of the run
-        folder = folder.parent.parent
+    folder = run_to_resume(where)
     config = read_config(folder, allow)
-    if config is None and (folder / "multirun.yaml").exists():
-        raise InputError(f"{folder} holds a sweep: go on with it by -m resume={folder}")
-    if config is None:
-        raise InputError(f"{folder} has no config.yaml, so it cannot be resumed: give the folder of a run")
+    assert config is not None
     check_paths(config, folder)
     checkpoint, state = last_checkpoint(folder)
     free = ("resume", "allow", "trainer.max_epochs", "hydra.run.dir")
@@ -64,10 +60,22 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
     # A run that was interrupted in its test goes on too: the test is made then.
     if "test_accuracy" in read_metrics(folder) and not (more and epoch < changed.trainer.max_epochs):
         raise InputError(
-            f"{folder} is finished after {epoch} epochs: there is nothing to resume"
+            f"{folder} is finished after {epoch} epoch{'s' * (epoch != 1)}: there is nothing to resume"
             + (", unless trainer.max_epochs is raised" if is_constant else "")
         )
     return changed, checkpoint
+
+
+def run_to_resume(where: str) -> Path:
+    """The folder of the run that is to go on. Raises InputError for a folder that holds none."""
+    folder = find_run(where)
+    if folder.is_file():  # a checkpoint of the run
+        folder = folder.parent.parent
+    if not (folder / "config.yaml").exists():
+        if (folder / "multirun.yaml").exists():
+            raise InputError(f"{folder} holds a sweep: go on with it by -m {shlex.quote(f'resume={folder}')}")
+        raise InputError(f"{folder} has no config.yaml, so it cannot be resumed: give the folder of a run")
+    return folder
 
 
 def check_paths(config: DictConfig, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A sweep, python -m stn.train -m: how it goes on after an interruption, and the table at its end."""
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stn import cli
 from stn.check import allowed_packages
-from stn.config import expand_home
+from stn.config import expand_home, quoted
 from stn.errors import InputError, user_errors
 
 # torch is imported where it is needed: --help must not wait for it.
@@ -44,7 +45,8 @@ def told() -> Iterator[None]:
         failed = error
     except KeyboardInterrupt:
         if folders and (folders[0] / "multirun.yaml").exists():
-            print(f"the sweep goes on with: python -m stn.train -m resume={os.path.relpath(folders[0])}")
+            go_on = shlex.join(["python", "-m", "stn.train", "-m", f"resume={os.path.relpath(folders[0])}"])
+            print(f"the sweep goes on with: {go_on}")
         raise
     if folders:
         tell(folders[0])
@@ -91,8 +93,7 @@ def arguments(words: Sequence[str]) -> list[str]:
         chooses = ("hydra.sweep.subdir=", "hydra.job.config.", "hydra.sweeper.", "hydra/sweeper=")
         if text.startswith(chooses) and text not in rest:
             raise InputError(f"{folder} was started with {text}, which says what its jobs are: give it again")
-    quoted = "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return ["-m", *settings, f"hydra.sweep.dir={quoted}", "hydra.callbacks.sweep.resumes=true", *rest]
+    return ["-m", *settings, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.callbacks.sweep.resumes=true", *rest]
 
 
 def find_sweep(where: str) -> Path:

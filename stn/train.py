@@ -39,10 +39,9 @@ def run_folder(resume: str | None, new: str) -> str:
     is temporary.
     """
     if resume is not None:
-        from stn.run import find_run
+        from stn.resuming import run_to_resume
 
-        found = find_run(resume)
-        return str(found.parent.parent if found.is_file() else found)  # a checkpoint of the run
+        return str(run_to_resume(resume))
     if cli.rank() > 0:
         new = tempfile.mkdtemp(prefix="stn-process-")
         atexit.register(shutil.rmtree, new, ignore_errors=True)
@@ -56,7 +55,7 @@ def main() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     words = [config.expand_home(text) for text in sys.argv[1:]]
     with cli.exit_codes("stn.train"):
-        words = sweep.arguments(words)
+        words = [config.hydra_word(word) for word in sweep.arguments(words)]
         sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
         try:
             with sweep.told():

@@ -31,7 +31,7 @@ from stn.callbacks import History
 from stn.check import check
 from stn.classifier import Classifier
 from stn.cli import print_table, rank, say
-from stn.config import save, write
+from stn.config import save, save_epochs, shell_word, write
 from stn.data.resident import ResidentDataModule
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.hyperparameters import hyperparameters, varied
@@ -120,7 +120,7 @@ def train_in(
     if broke_off:
         can_go_on = not isinstance(broke_off, DivergedError) and (folder / "checkpoints" / "last.ckpt").exists()
         if trainer.is_global_zero and can_go_on:
-            say(f"it goes on with: python -m stn.train resume={os.path.relpath(folder)}")
+            say(f"it goes on with: python -m stn.train {shell_word('resume', os.path.relpath(folder))}")
         raise broke_off
     return metrics
 
@@ -189,7 +189,10 @@ def open_folder(config: DictConfig, trainer: pl.Trainer, data: ResidentDataModul
         read = {"classes": list(data.classes), "train_digest": data.digest, "test_digest": data.test_digest}
         write_json(folder / "environment.json", provenance(trainer.strategy.root_device) | {"data": read})
     (folder / "error.txt").unlink(missing_ok=True)  # of what was tried before
-    save(config, folder / "config.yaml")  # of a resumed run it may have more epochs
+    if is_new:
+        save(config, folder / "config.yaml")
+    else:
+        save_epochs(config.trainer.max_epochs, folder / "config.yaml")
 
 
 def open_loggers(config: DictConfig, trainer: pl.Trainer, classifier: Classifier, *, is_new: bool) -> None:
@@ -268,7 +271,8 @@ def make_folder(folder: Path, overwrite: bool) -> None:
     if folder.resolve() == Path.cwd():
         raise InputError("a run would fill the current folder: give it one of its own, such as hydra.run.dir=runs/mine")
     if (folder / "config.yaml").exists() and not overwrite:
-        raise InputError(f"{folder} holds a run already: go on with it by resume={folder}, or set overwrite=true")
+        go_on = shell_word("resume", str(folder))
+        raise InputError(f"{folder} holds a run already: go on with it by {go_on}, or set overwrite=true")
     if not overwrite and (others := [name for name in FOLDERS if (folder / name).exists()]):
         raise InputError(f"{folder} holds {others[0]}/ already, which is no run's: give another folder, or empty it")
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("optimizer.lrr=1", "optimizer has no key 'lrr'; did you mean 'lr'?"),
         ("model=lenett", "model=lenett: there is no such model; did you mean 'lenet'?"),
         ("optimizer.lr=fast", "optimizer.lr=fast must be a number"),
-        ("optimizer.lr=-1", "lr must be above 0, not -1"),
+        ("optimizer.lr=-1", "lr must be above 0 and finite, not -1"),
         ("data.batch_size=0", "data: batch_size must be 1 or more, not 0"),
         ("callbacks.resizing.start=20", "start must lie in (0, 1], not 20"),
         ("callbacks.resizing.until=0", "until must lie in (0, 1], not 0"),
@@ -94,18 +94,22 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("compile=fast", "compile=fast must be null, default, reduce-overhead or max-autotune"),
         ("matmul_precision=low", "matmul_precision=low must be highest, high or medium"),
         ("channels_last=2", "channels_last=2 must be true or false"),
-        ("a=b=c", "'a=b=c' is not understood"),
+        ("seed=[1", "'seed=[1' is not understood"),
         ("model.warp._target_=torch.nn.Linear", "must be an object with a _target_, a Warp"),
         ("model.localization._target_=torch.nn.Linear", "model.localization has no key 'channels'"),
         ("model.transformer.padding=[]", "model: padding must be 3 numbers, one for each channel, not []"),
         ("model.classifier.dropout=nan", "dropout probability has to be between 0 and 1, but got nan"),
         ("~model.warp", "model.warp is missing: model needs it"),
         ("~optimizer.lr", "optimizer.lr is missing: optimizer needs it"),
-        ("~trainer.max_epochs", "trainer.max_epochs=None must be 1 or more"),
+        ("~trainer.max_epochs", "trainer.max_epochs=null must be 1 or more"),
+        ("trainer.accelerator=tpu", "trainer.accelerator=tpu must be auto, cpu, gpu, cuda or mps"),
         ("~data", "data: it is left out by ~data, but something else in the config needs it"),
-        ("trainer.devices=-1", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+        ("trainer.devices=-1", "trainer.devices=-1 must be 1 or more, or auto"),
         ("trainer.devices=abc", "trainer: "),
-        ("trainer.precision=transformer-engine", "trainer: Requirement 'transformer_engine"),
+        (
+            "trainer.precision=transformer-engine",
+            "must be 32-true, 64-true, bf16-mixed",
+        ),
         ("+trainer.val_check_interval=0", "trainer.val_check_interval=0 must be above 0"),
         ("+trainer.val_check_interval=1000", "`val_check_interval` (1000) must be less than or equal to the number"),
         ("+trainer.max_steps=0", "trainer.max_steps=0 must be 1 or more"),
@@ -182,6 +186,29 @@ def test_a_truncated_image_is_named(command: Command, tree: Path) -> None:
     path = tree / "test" / "red" / "3.png"
     path.write_bytes(path.read_bytes()[:50])
     refused(command(*FOLDER, *QUICK), "images/test/red/3.png is not a readable image")
+
+
+def test_broken_images_of_both_sets_are_named(command: Command, tree: Path) -> None:
+    broken = [tree / "test" / "red" / "3.png", tree / "train" / "red" / "2.png", tree / "train" / "green" / "5.png"]
+    for path in broken:
+        path.write_bytes(b"")
+    found = command(*FOLDER, *QUICK)
+    refused(found, "3 of 32 files are no readable images: ")
+    assert all(str(path.relative_to(tree.parent)) in found.stderr for path in broken)
+
+
+@pytest.mark.parametrize("name", ["Bilder von mír", "photo (1)", "it's #1"])
+def test_a_path_is_understood_as_the_shell_gives_it(name: str, command: Command, tree: Path) -> None:
+    tree.rename(tree.with_name(name))
+    settings = ["data=image_folder", *FOLDER[2:], f"data.root={name}" if "'" not in name else f'data.root="{name}"']
+    found = command(*settings, *QUICK, f"hydra.run.dir=run {name}" if "'" not in name else "hydra.run.dir=run")
+    assert found.returncode == 0, found.stderr
+
+
+def test_what_is_refused_leaves_nothing(command: Command, tmp_path: Path) -> None:
+    refused(command("data=image_folder", "data.root=nowhere"), "nowhere is not a folder")
+    refused(command("hydra.run.dir=."), "a run would fill the current folder")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".std")]
 
 
 def test_a_pipe_among_the_images_is_named(command: Command, tree: Path) -> None:

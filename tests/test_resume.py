@@ -193,6 +193,7 @@ def folder(stopped: Path, tmp_path: Path) -> Path:
         ),
         (["resume=run", "trainer.max_epochs=9"], "the schedule one_cycle ends after 4 epochs"),
         (["resume=empty"], "empty has no config.yaml, so it cannot be resumed"),
+        (["resume=photos"], "photos has no config.yaml, so it cannot be resumed"),
         (["resume=kept_none"], "kept_none has no checkpoint in checkpoints/, so it cannot be resumed"),
         (["resume=sweep"], "sweep holds a sweep: go on with it by -m resume=sweep"),
         (["-m", "resume=run"], "run is a single run: leave out -m"),
@@ -202,8 +203,19 @@ def test_what_cannot_be_resumed(arguments: list[str], said: str, folder: Path, c
     (folder.parent / "empty").mkdir()
     (folder.parent / "sweep").mkdir()
     (folder.parent / "sweep" / "multirun.yaml").touch()
+    (folder.parent / "photos").mkdir()
+    (folder.parent / "photos" / "error.txt").write_text("mine")
     shutil.copytree(folder, folder.parent / "kept_none", ignore=lambda *names: ["checkpoints"])
+    before = contents(folder.parent)
     refused(command(*arguments), said)
+    after = contents(folder.parent)
+    assert {path: after.get(path) for path in before} == before
+    assert not [path for path in after.keys() - before.keys() if path.parts[0] != "multirun"]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The contents of all files in a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_finished_run_is_not_resumed(command: Command, tmp_path: Path) -> None:
@@ -311,6 +323,17 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(folder: Path, stopped: P
     config, checkpoint = resumed(str(folder))
     assert train(config, checkpoint=checkpoint)["tested_checkpoint"] == "checkpoints/best.ckpt"
     assert (stopped / "checkpoints" / "best.ckpt").read_bytes() == content
+
+
+def test_a_run_that_was_resumed_is_resumed_elsewhere_and_trained_again(
+    folder: Path, stopped: Path, tmp_path: Path
+) -> None:
+    config, checkpoint = resumed(str(folder))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, [InterruptTest()], checkpoint)
+    assert (folder / "config.yaml").read_text() == (stopped / "config.yaml").read_text()
+    moved = folder.rename(tmp_path / "moved")
+    assert resumed(str(moved))[1] == moved / "checkpoints" / "last.ckpt"
 
 
 def test_other_data_are_told(folder: Path) -> None:
