@@ -3,6 +3,7 @@
 import runpy
 import sys
 
+import stn
 from stn.cli import BAD_INPUT
 from stn.errors import nearest
 
@@ -25,6 +26,8 @@ def main() -> None:
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help"):
         print(USAGE)
+    elif verb == "--version":
+        print(stn.__version__)
     elif verb not in VERBS:
         print(f"stn: there is no verb {verb!r}; {nearest(verb, VERBS)}", file=sys.stderr)
         sys.exit(BAD_INPUT)

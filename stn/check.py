@@ -41,6 +41,8 @@ CHOICES = {
     "on_divergence": ("stop", "restart"),
     "matmul_precision": ("highest", "high", "medium"),
 }
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
 SET_BY_PROGRAM = {
     "model": {
@@ -129,8 +131,7 @@ def _check_values(plain: dict[Any, Any]) -> None:
     allowed_packages(plain["allow"])
     for key, choices in CHOICES.items():
         if plain[key] not in choices:
-            *others, last = (str(choice or "null") for choice in choices)
-            raise InputError(f"{key}={plain[key]} must be {', '.join(others)} or {last}")
+            raise InputError(f"{key}={plain[key]} must be {listed(choice or 'null' for choice in choices)}")
     for key in ("pose_weight", "pose_label_weight"):
         if not fits(plain[key], float) or not 0 <= plain[key] < math.inf:
             raise InputError(f"{key}={plain[key]} must be a number, 0 or more")
@@ -159,11 +160,19 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     """Checks trainer settings that Lightning accepts, but that cannot train here."""
     import torch
 
+    known = {"accelerator": ACCELERATORS, "precision": PRECISIONS}
+    for key, choices in known.items():
+        if str(trainer.get(key, choices[0])) not in choices:
+            raise InputError(f"trainer.{key}={trainer[key]} must be {listed(choices)}")
+    accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
+    devices = str(trainer.get("devices"))
+    if re.fullmatch(r"0|-\d+", devices):
+        raise InputError(f"trainer.devices={devices} must be 1 or more, or auto")
     at_least_1 = ("max_epochs", "check_val_every_n_epoch", "accumulate_grad_batches", "max_steps")
     for key in at_least_1:
         value = trainer.get(key, None if key == "max_epochs" else 1)
         if value is None or (value < 1 and (key, value) != ("max_steps", -1)):  # -1 is Lightning's for no limit
-            raise InputError(f"trainer.{key}={value} must be 1 or more")
+            raise InputError(f"trainer.{key}={'null' if value is None else value} must be 1 or more")
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval"):
         value = trainer.get(key)
         if value is not None and (not fits(value, float) or (isinstance(value, float) and value > 1)):
@@ -178,7 +187,6 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     for key in ("gradient_clip_val", "log_every_n_steps"):
         if trainer.get(key) is not None and not trainer[key] >= 0:
             raise InputError(f"trainer.{key}={trainer[key]} must not be negative")
-    accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
     if accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise InputError(
             f"trainer.accelerator={accelerator}: torch finds no GPU here; use trainer.accelerator=auto, which takes "
@@ -187,7 +195,6 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     on_cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     # A process for each. Two train on a single core too, which is enough to try it.
     most = max(1, torch.cuda.device_count()) if on_cuda else max(2, os.cpu_count() or 1)
-    devices = str(trainer.get("devices"))
     if devices.isdigit() and int(devices) > most:
         raise InputError(
             f"trainer.devices={devices} is more than this machine has: set {most} or less, or trainer.num_nodes for "
@@ -318,13 +325,19 @@ def _makes(node: Mapping[str, Any], hint: Any) -> bool:
     return True
 
 
+def listed(choices: Iterable[object]) -> str:
+    """Choices in words."""
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def spell(hint: Any) -> str:
     """A type hint in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(" or ".join(spell(choice) for choice in inner).split(" or ")))
+        return listed(dict.fromkeys(word for choice in inner for word in re.split(", | or ", spell(choice))))
     if origin is Literal:
-        return " or ".join(str(choice) for choice in inner)
+        return listed(inner)
     if origin is Callable:
         return "an object with a _target_ and _partial_=true"
     if getattr(hint, "__module__", "").startswith(("stn.", "torch.nn")):

@@ -105,9 +105,12 @@ class Comparison:
         gain = 100 * (found.mean - plain.mean)
         if min(len(plain.values), len(found.values)) < 2:
             return f"One seed tells little of the transformer: {points(found, plain)}, against the network without it."
+        p = compare(found.values, plain.values)[1]
         said = f"The transformer {'wins' if gain > 0 else 'loses'} {abs(gain):.1f}"
         ceiling = arms.get("ceiling")
-        if ceiling and gain > 0 and ceiling.mean > plain.mean:
+        if p is not None and p >= LEVEL:
+            said = "The transformer makes no difference that exceeds chance"
+        elif ceiling and gain > 0 and ceiling.mean > plain.mean:
             said += f" of the {100 * (ceiling.mean - plain.mean):.1f} points that undoing the true pose would give"
         else:
             said += " points"

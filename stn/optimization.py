@@ -45,10 +45,10 @@ class Optimization:
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be above 0, not {self.lr}")
+            raise ValueError(f"lr must be above 0 and finite, not {self.lr}")
         for name in ("weight_decay", "localization_lr_scale", "norm_lr_scale", "filter_lr_scale"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be 0 or more, and finite, not {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
         if self.nesterov and self.momentum == 0:
@@ -58,7 +58,7 @@ class Optimization:
         if self.algorithm != "muon" and self.filter_lr_scale != 1:
             raise ValueError(f"filter_lr_scale={self.filter_lr_scale} is for algorithm=muon, not {self.algorithm}")
         if not 0 < self.warmup < 1:
-            raise ValueError(f"warmup must lie between 0 and 1, not {self.warmup}")
+            raise ValueError(f"warmup must be above 0 and below 1, not {self.warmup}")
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
         """The trainable parameters in groups with `name`, `lr`, `weight_decay` and `orthogonal`, true for Muon."""

@@ -66,7 +66,7 @@ def main() -> None:
         )
         show(found, folder, left_out)
         if found.broken:
-            sys.exit(cli.FAILED)
+            sys.exit(cli.FAILED if found.rows else cli.BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,14 @@ def test_arms_name_the_rows_and_give_an_answer(write: Write, name: str) -> None:
     assert f"(+10.3 points, p = {p:.2g}, against the network without it)" in answer
 
 
+def test_what_may_be_chance_is_no_gain(write: Write) -> None:
+    for arm, values in {"plain": (0.70, 0.75, 0.72), "transformer": (0.73, 0.71, 0.74)}.items():
+        for seed, value in enumerate(values):
+            write(f"{arm}{seed}", {"arm": arm, "seed": seed}, test_accuracy=value)
+    answer = str(compared("*").answer())
+    assert answer.startswith("The transformer makes no difference that exceeds chance (+0.3 points, p = 0.")
+
+
 def test_arms_that_differ_by_more_have_no_answer(write: Write) -> None:
     for arm, epochs, value in (("plain", 6, 0.6), ("plain", 15, 0.7), ("transformer", 6, 0.8)):
         write(f"{arm}{epochs}", {"arm": arm, "trainer.max_epochs": epochs}, test_accuracy=value)

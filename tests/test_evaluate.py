@@ -356,10 +356,10 @@ def test_results_are_replaced_only_if_asked_and_only_by_results(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("split=all", "split=all must be test or val or train"),
-        ("tta=seven", "tta=seven must be none or mirror or six or turns or poses or null"),
+        ("split=all", "split=all must be test, val or train"),
+        ("tta=seven", "tta=seven must be none, mirror, six, turns, poses or null"),
         ("sweep=rotate", "sweep=rotate: there is no such sweep; did you mean 'rotation'?"),
-        ("sweep=[scale,3]", "sweep=[scale,3] must be a text or a list of texts or null"),
+        ("sweep=[scale,3]", "sweep=[scale,3] must be a text, a list of texts or null"),
         ("worst=-1", "worst=-1 must be a whole number from 0 to 1000"),
         ("output=/dev/null/here", "/dev/null/here cannot be written: give another folder by output=…"),
     ],

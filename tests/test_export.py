@@ -216,7 +216,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
     ("options", "said"),
     [
         ([], "format=… is missing: onnx, torchscript, pt2"),
-        (["format=tflite"], "format=tflite must be onnx or torchscript or pt2 or safetensors"),
+        (["format=tflite"], "format=tflite must be onnx, torchscript, pt2 or safetensors"),
         (["format=safetensors", "dtype=float32"], "dtype=float32 does nothing with format=safetensors: leave it out"),
         (["format=safetensors", "theta=true"], "theta=true does nothing with format=safetensors"),
         (["format=pt2", "opset=18"], "opset=18 does nothing with format=pt2: leave it out"),

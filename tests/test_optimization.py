@@ -90,16 +90,16 @@ def test_fused_unless_told_otherwise_or_clipped(algorithm: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lr": 0.0}, "lr must be above 0, not 0.0"),
-        ({"weight_decay": -1.0}, "weight_decay must not be negative, not -1.0"),
-        ({"localization_lr_scale": -2.0}, "localization_lr_scale must not be negative, not -2.0"),
-        ({"norm_lr_scale": -0.5}, "norm_lr_scale must not be negative, not -0.5"),
+        ({"lr": 0.0}, "lr must be above 0 and finite, not 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be 0 or more, and finite, not -1.0"),
+        ({"localization_lr_scale": -2.0}, "localization_lr_scale must be 0 or more, and finite, not -2.0"),
+        ({"norm_lr_scale": -0.5}, "norm_lr_scale must be 0 or more, and finite, not -0.5"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), not 1.0"),
         ({"nesterov": True}, "nesterov=True needs a momentum above 0"),
-        ({"filter_lr_scale": -0.5}, "filter_lr_scale must not be negative, not -0.5"),
+        ({"filter_lr_scale": -0.5}, "filter_lr_scale must be 0 or more, and finite, not -0.5"),
         ({"algorithm": "muon"}, "algorithm=muon needs nesterov=True"),
         ({"filter_lr_scale": 0.5}, "filter_lr_scale=0.5 is for algorithm=muon, not sgd"),
-        ({"warmup": 0.0}, "warmup must lie between 0 and 1, not 0.0"),
+        ({"warmup": 0.0}, "warmup must be above 0 and below 1, not 0.0"),
     ],
 )
 def test_values_out_of_range_are_named(changes: dict[str, Any], said: str) -> None:
