@@ -49,11 +49,18 @@ def user_errors(part: str, *more: type[Exception]) -> Iterator[None]:
         key = inner[1] if inner else part
         raise InputError(f"{key if key.startswith(part) else f'{part}.{key}'}: {cause}") from error
     except users as error:
-        raise InputError(f"{part}: {error}") from error
+        raise InputError(f"{part}: {in_words(error)}") from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
         raise InputError(f"{part}: there is not enough memory for so much") from error
+
+
+def in_words(error: BaseException) -> str:
+    """What an error says, of a file without the system's number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def require(extra: str, *packages: str) -> None:

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from stn import cli, config, jobs, sweep
-from stn.errors import InputError
+from stn.errors import InputError, in_words
 
 # Errors of a run are told where it runs, so that a sweep continues. Errors of Hydra, which composes the config and
 # makes the folder, are told in `main`.
@@ -65,7 +65,7 @@ def main() -> None:
             while cause and not isinstance(cause, OSError):
                 cause = cause.__cause__ or cause.__context__
             if cause:  # of Hydra, which makes the folder and the log in it
-                raise InputError(f"the output folder cannot be written: {cause}") from error
+                raise InputError(f"the output folder cannot be written: {in_words(cause)}") from error
             raise
 
 

@@ -39,7 +39,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ),
         ("trainer.max_epochs=-1", "trainer.max_epochs=-1 must be 1 or more"),
         ("hydra.run.dir=/dev/null/run", "the output folder cannot be written"),
-        ("folder=/dev/null/run", "folder: [Errno 20] Not a directory"),
+        ("folder=/dev/null/run", "folder: /dev/null/run: Not a directory"),
         ("hydra.run.dir=", "a run would fill the current folder: give it one of its own"),
         ("+logger.tensorboard.more=1", "logger: SummaryWriter.__init__() got an unexpected keyword argument 'more'"),
         ("data=[1,2]", "a group needs the name of one of its choices"),

@@ -40,8 +40,9 @@ class TorchvisionDataModule(ResidentDataModule):
             with locked(self.root):  # of several processes one downloads
                 self.source(self.root, train=True, download=True)
         except (OSError, RuntimeError) as error:
+            why = " ".join(str(error).split())
             raise OSError(
-                f"{self.name} is not in {self.root.resolve()} and could not be downloaded ({error}): put {self.files} "
+                f"{self.name} is not in {self.root.resolve()} and could not be downloaded ({why}): put {self.files} "
                 "there, or train with data=shapes, which needs no files, or with data=image_folder "
                 "data.root=<your images>"
             ) from error
