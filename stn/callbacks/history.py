@@ -75,6 +75,7 @@ class History(pl.Callback):
                 values = [row[f"{stage}/{metric}"] for row in self.rows]
                 axes.plot(epochs, values, color=colour, label=stage, marker="." if len(epochs) < 20 else None)
             axes.set(xlabel="epoch", ylabel=metric)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             axes.legend()
         best = self.best()
