@@ -41,7 +41,7 @@ def read_data(data: ResidentDataModule, *stages: str) -> ResidentDataModule:
                 broken.append(error)
         if broken:
             every = {path: said for error in broken for path, said in error.broken.items()}
-            raise BrokenFilesError(every, sum(error.count for error in broken))
+            raise BrokenFilesError(every, {path for error in broken for path in error.paths})
     return data
 
 

@@ -43,6 +43,7 @@ CHOICES = {
 }
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
+ALIASES = ("None", "32", "64", "16", "bf16")  # of Lightning, which runs may have
 # Arguments that the program sets itself, by group, and where their values come from. The config must not set them.
 SET_BY_PROGRAM = {
     "model": {
@@ -162,11 +163,11 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
 
     known = {"accelerator": ACCELERATORS, "precision": PRECISIONS}
     for key, choices in known.items():
-        if str(trainer.get(key, choices[0])) not in choices:
+        if str(trainer.get(key)) not in (*choices, *ALIASES):
             raise InputError(f"trainer.{key}={trainer[key]} must be {listed(choices)}")
     accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
     devices = str(trainer.get("devices"))
-    if re.fullmatch(r"0|-\d+", devices):
+    if re.fullmatch(r"0|-\d+", devices) and (devices != "-1" or accelerator == "cpu"):  # Lightning's for all GPUs
         raise InputError(f"trainer.devices={devices} must be 1 or more, or auto")
     at_least_1 = ("max_epochs", "check_val_every_n_epoch", "accumulate_grad_batches", "max_steps")
     for key in at_least_1:

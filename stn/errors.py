@@ -47,7 +47,7 @@ def user_errors(part: str, *more: type[Exception]) -> Iterator[None]:
             raise
         inner = re.search(r"full_key: (\S+)", str(error))
         key = inner[1] if inner else part
-        raise InputError(f"{key if key.startswith(part) else f'{part}.{key}'}: {cause}") from error
+        raise InputError(f"{key if key.startswith(part) else f'{part}.{key}'}: {in_words(cause)}") from error
     except users as error:
         raise InputError(f"{part}: {in_words(error)}") from error
     except RuntimeError as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from torch import Tensor
@@ -66,7 +67,7 @@ def evaluate(
     tta: the views of each image, see `Classifier`. If None, those of the config, or else of the network.
     sweeps: names of `SWEEPS`, for each of which the accuracy on warped images is found.
     worst: how many of the worst mistakes are kept.
-    sweep_images: of at most how many images the sweeps are, evenly spread over the set; None: of all.
+    sweep_images: of at most how many images the sweeps are, the same ones each time; None: of all.
     Raises InputError for data that does not suit the network, and for values that are not possible.
     """
     for name in sweeps:
@@ -86,10 +87,10 @@ def evaluate(
     show = sys.stdout.isatty()
     begun = time.monotonic()
     scored = score(scorer, track(batches, f"split={split}", transient=True, disable=not show))
-    every = -(-len(scored.labels) // (sweep_images or len(scored.labels)))
-    swept = [(images[::every], labels[::every]) for images, labels in batches]
+    swept = some_of(batches, sweep_images or len(scored.labels))
+    share = sum(len(labels) for _, labels in swept) / len(scored.labels)
     times = sum(len(SWEEPS[name].values) for name in sweeps)
-    if (minutes := (time.monotonic() - begun) * times / every / 60) >= 1:
+    if (minutes := (time.monotonic() - begun) * times * share / 60) >= 1:
         print(f"the accuracy on images warped in {times} ways takes about {minutes:.0f} min")
     measured = measure(scored.scores, scored.labels, run.classes, worst)
     numbers = {
@@ -127,6 +128,15 @@ def on_one_device(config: DictConfig) -> DictConfig:
     if "num_nodes" in changed.trainer:
         changed.trainer.num_nodes = 1
     return changed
+
+
+def some_of(batches: Sequence[tuple[Tensor, Tensor]], count: int) -> list[tuple[Tensor, Tensor]]:
+    """So many images of some batches, chosen at random, but always the same."""
+    sizes = [len(labels) for _, labels in batches]
+    order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(0))
+    chosen = (order.argsort() < count).split(sizes)
+    pairs = zip(batches, chosen, strict=True)
+    return [(images[which], labels[which]) for (images, labels), which in pairs if which.any()]
 
 
 def limited(batches: list[Any], limit: int | float) -> list[Any]:

@@ -35,7 +35,7 @@ def run(composed: DictConfig) -> Any:
 
         checkpoint, overrides = None, HydraConfig.get().overrides.task
         if composed.resume is not None:
-            composed, checkpoint = resumed(composed.resume, overrides, allowed_packages(composed.allow))
+            composed, checkpoint = resumed(str(composed.resume), overrides, allowed_packages(composed.allow))
         elif sweep.is_resumed():
             found = sweep.continued(composed, folder)
             if found is None:
@@ -50,20 +50,22 @@ def run(composed: DictConfig) -> Any:
             raise
         is_job = HydraConfig.get().mode is RunMode.MULTIRUN
         # What is refused before it begins is told on the screen alone, unless a sweep has others beside it.
-        is_kept = last_begun(folder) != begun or (begun is None and (is_job or not config.explain(error)))
+        is_told = is_job or has_logged(folder) or not config.explain(error)
+        is_kept = last_begun(folder) != begun or (begun is None and is_told)
         code = cli.report_error("stn.train", error, folder if is_kept else None)
-        if not is_kept:
-            remove_log(folder)
+        if not is_kept and not has_logged(folder):
+            is_new = not any(word.startswith("hydra.run.dir=") for word in HydraConfig.get().overrides.hydra)
+            with suppress(OSError):
+                (folder / "train.log").unlink()  # Hydra has made it
+                if begun is None and is_new:
+                    folder.rmdir()
         sys.exit(code)
 
 
-def remove_log(folder: Path) -> None:
-    """Removes the log that Hydra made in a folder, if it is empty, and then the folder, if it is."""
-    with suppress(OSError):
-        log = folder / "train.log"
-        if not log.stat().st_size:
-            log.unlink()
-        folder.rmdir()
+def has_logged(folder: Path) -> bool:
+    """Whether something is in the log of a run."""
+    log = folder / "train.log"
+    return log.is_file() and log.stat().st_size > 0
 
 
 def last_begun(folder: Path) -> int | None:

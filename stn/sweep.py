@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from stn import cli
 from stn.check import allowed_packages
-from stn.config import expand_home, quoted
+from stn.config import expand_home, hydra_word, quoted
 from stn.errors import InputError, user_errors
 
 # torch is imported where it is needed: --help must not wait for it.
@@ -91,7 +91,7 @@ def arguments(words: Sequence[str]) -> list[str]:
     for text in of_hydra:
         # It chooses the jobs or names their folders, and is not taken from a file that may be anybody's.
         chooses = ("hydra.sweep.subdir=", "hydra.job.config.", "hydra.sweeper.", "hydra/sweeper=")
-        if text.startswith(chooses) and text not in rest:
+        if text.startswith(chooses) and text not in map(hydra_word, rest):
             raise InputError(f"{folder} was started with {text}, which says what its jobs are: give it again")
     return ["-m", *settings, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.callbacks.sweep.resumes=true", *rest]
 

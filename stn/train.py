@@ -32,7 +32,7 @@ def launch(composed: DictConfig) -> Any:
     return jobs.run_apart(composed) if HydraConfig.get().mode is RunMode.MULTIRUN else jobs.run(composed)
 
 
-def run_folder(resume: str | None, new: str) -> str:
+def run_folder(resume: str | int | None, new: str) -> str:
     """The folder of the run that is resumed, or a new one.
 
     Of several processes that a launcher started, the first one makes it. The others, which write nothing, get one that
@@ -41,7 +41,7 @@ def run_folder(resume: str | None, new: str) -> str:
     if resume is not None:
         from stn.resuming import run_to_resume
 
-        return str(run_to_resume(resume))
+        return str(run_to_resume(str(resume)))
     if cli.rank() > 0:
         new = tempfile.mkdtemp(prefix="stn-process-")
         atexit.register(shutil.rmtree, new, ignore_errors=True)

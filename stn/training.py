@@ -189,7 +189,7 @@ def open_folder(config: DictConfig, trainer: pl.Trainer, data: ResidentDataModul
         read = {"classes": list(data.classes), "train_digest": data.digest, "test_digest": data.test_digest}
         write_json(folder / "environment.json", provenance(trainer.strategy.root_device) | {"data": read})
     (folder / "error.txt").unlink(missing_ok=True)  # of what was tried before
-    if is_new:
+    if is_new or not (folder / "config.yaml").exists():
         save(config, folder / "config.yaml")
     else:
         save_epochs(config.trainer.max_epochs, folder / "config.yaml")

@@ -208,7 +208,17 @@ def test_a_path_is_understood_as_the_shell_gives_it(name: str, command: Command,
 def test_what_is_refused_leaves_nothing(command: Command, tmp_path: Path) -> None:
     refused(command("data=image_folder", "data.root=nowhere"), "nowhere is not a folder")
     refused(command("hydra.run.dir=."), "a run would fill the current folder")
+    (tmp_path / "mine").mkdir()
+    refused(command("hydra.run.dir=mine", "data=image_folder", "data.root=nowhere"), "nowhere is not a folder")
+    assert (tmp_path / "mine").is_dir()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".std")]
+    assert not list(tmp_path.glob("outputs/*/*"))
+
+
+def test_what_is_refused_after_it_has_logged_leaves_its_error(command: Command, tree: Path) -> None:
+    (tree / "test" / "red" / "3.png").write_bytes(b"")
+    refused(command(*FOLDER, *QUICK, "hydra.run.dir=run"), "3.png is not a readable image")
+    assert "3.png is not a readable image" in (tree.parent / "run" / "error.txt").read_text()
 
 
 def test_a_pipe_among_the_images_is_named(command: Command, tree: Path) -> None:

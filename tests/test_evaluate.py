@@ -22,7 +22,7 @@ from stn.classifier import Classifier
 from stn.config import compose
 from stn.csv_logger import read_rows
 from stn.data import ShapesDataModule
-from stn.evaluation import Evaluation, evaluate, sharpening
+from stn.evaluation import Evaluation, evaluate, sharpening, some_of
 from stn.evaluation_files import write_files
 from stn.layers import SpatialTransformer, Translation
 from stn.measures import calibration, expected_calibration_error, measure
@@ -224,6 +224,14 @@ def test_views_are_averaged_as_in_testing_and_the_run_is_left_as_it_is(tta: Any,
     data.setup("test")
     scores = run.classifier(data.images["test"])
     assert found["loss"] == pytest.approx(nn.functional.cross_entropy(scores, data.labels["test"]).item(), rel=1e-4)
+
+
+def test_a_part_of_a_set_is_of_all_classes() -> None:
+    labels = torch.arange(2000) % 10
+    batches = [(part[:, None, None, None].byte(), part) for part in labels.split(300)]
+    found = torch.cat([part for _, part in some_of(batches, 500)])
+    assert len(found) == 500 and found.bincount().min() > 30
+    assert all(torch.equal(images.flatten(), part) for images, part in some_of(batches, 500))
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])

@@ -221,7 +221,7 @@ def test_an_evaluation_of_the_same_network_is_read_and_another_is_not(
     write_files(evaluation, tmp_path / "run" / "evaluation")
     monkeypatch.setattr(reporting_page, "SWEEP_IMAGES", 7)
     text = make_page(run, run.settings())
-    assert "12.34%" not in text and "The accuracy on 6 of the test images after" in text
+    assert "12.34%" not in text and "The accuracy on 7 of the test images after" in text
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 30), (30, 30), (31, 30), (500, 30), (7, 2)])

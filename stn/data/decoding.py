@@ -4,7 +4,7 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -27,16 +27,17 @@ NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 class BrokenFilesError(ValueError):
     """Some of the files that were decoded are no readable images.
 
-    broken: what is wrong, by path. count: of the files in all.
+    broken: what is wrong, by path. paths: of all files.
     """
 
-    def __init__(self, broken: Mapping[str, str], count: int) -> None:
+    def __init__(self, broken: Mapping[str, str], paths: Collection[str]) -> None:
         first, said = next(iter(broken.items()))
         if len(broken) > 1:
             why = said.removeprefix(f"{first} is not a readable image: ")
-            said = f"{len(broken)} of {count} files are no readable images: {listed(list(broken))}; the first: {why}"
+            those = f"{len(broken)} of {len(paths)} files"
+            said = f"{those} are no readable images: {listed(list(broken))}; the first: {why}"
         super().__init__(said)
-        self.broken, self.count = broken, count
+        self.broken, self.paths = broken, paths
 
 
 def listed(names: Sequence[str]) -> str:
@@ -91,7 +92,7 @@ def decode_files(paths: Sequence[str], channels: int, side: int) -> tuple[Tensor
             f"a process that decoded the images was killed, after {done} of {len(paths)}: it may have run out of memory"
         ) from error
     if broken:
-        raise BrokenFilesError(broken, len(paths))
+        raise BrokenFilesError(broken, paths)
     return images, resized
 
 
