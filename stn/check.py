@@ -132,7 +132,7 @@ def _check_values(plain: dict[Any, Any]) -> None:
     allowed_packages(plain["allow"])
     for key, choices in CHOICES.items():
         if plain[key] not in choices:
-            raise InputError(f"{key}={plain[key]} must be {listed(choice or 'null' for choice in choices)}")
+            raise InputError(f"{key}={plain[key]} must be {one_of(choice or 'null' for choice in choices)}")
     for key in ("pose_weight", "pose_label_weight"):
         if not fits(plain[key], float) or not 0 <= plain[key] < math.inf:
             raise InputError(f"{key}={plain[key]} must be a number, 0 or more")
@@ -164,7 +164,7 @@ def _check_trainer(trainer: Mapping[str, Any]) -> None:
     known = {"accelerator": ACCELERATORS, "precision": PRECISIONS}
     for key, choices in known.items():
         if str(trainer.get(key)) not in (*choices, *ALIASES):
-            raise InputError(f"trainer.{key}={trainer[key]} must be {listed(choices)}")
+            raise InputError(f"trainer.{key}={trainer[key]} must be {one_of(choices)}")
     accelerator, precision = trainer.get("accelerator"), str(trainer.get("precision"))
     devices = str(trainer.get("devices"))
     if re.fullmatch(r"0|-\d+", devices) and (devices != "-1" or accelerator == "cpu"):  # Lightning's for all GPUs
@@ -326,8 +326,8 @@ def _makes(node: Mapping[str, Any], hint: Any) -> bool:
     return True
 
 
-def listed(choices: Iterable[object]) -> str:
-    """Choices in words."""
+def one_of(choices: Iterable[object]) -> str:
+    """Choices in words: a, b or c."""
     *others, last = map(str, choices)
     return f"{', '.join(others)} or {last}" if others else last
 
@@ -336,9 +336,9 @@ def spell(hint: Any) -> str:
     """A type hint in words."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return listed(dict.fromkeys(word for choice in inner for word in re.split(", | or ", spell(choice))))
+        return one_of(dict.fromkeys(word for choice in inner for word in re.split(", | or ", spell(choice))))
     if origin is Literal:
-        return listed(inner)
+        return one_of(inner)
     if origin is Callable:
         return "an object with a _target_ and _partial_=true"
     if getattr(hint, "__module__", "").startswith(("stn.", "torch.nn")):

@@ -325,9 +325,7 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(folder: Path, stopped: P
     assert (stopped / "checkpoints" / "best.ckpt").read_bytes() == content
 
 
-def test_a_run_that_was_resumed_is_resumed_elsewhere_and_trained_again(
-    folder: Path, stopped: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_was_resumed_can_be_moved(folder: Path, stopped: Path, tmp_path: Path) -> None:
     config, checkpoint = resumed(str(folder))
     with pytest.raises(KeyboardInterrupt):
         train(config, [InterruptTest()], checkpoint)
