@@ -49,7 +49,8 @@ def user_errors(part: str, *more: type[Exception]) -> Iterator[None]:
         key = inner[1] if inner else part
         raise InputError(f"{key if key.startswith(part) else f'{part}.{key}'}: {in_words(cause)}") from error
     except users as error:
-        raise InputError(f"{part}: {in_words(error)}") from error
+        said = in_words(error)
+        raise InputError(said if said.startswith(f"{part}: ") else f"{part}: {said}") from error
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise

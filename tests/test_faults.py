@@ -98,14 +98,23 @@ def test_a_signal_before_anything_is_there(name: str, tmp_path: Path) -> None:
     assert "Traceback" not in errors, errors
 
 
-def test_ctrl_c_is_not_swallowed_by_a_library_that_is_imported() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_is_not_swallowed_by_a_library_that_is_imported(name: str) -> None:
+    number = signal.Signals[name]
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, end)
     finished = False
-    with pytest.raises(KeyboardInterrupt), cli.undisturbed():
-        with contextlib.suppress(KeyboardInterrupt):  # as some do
-            os.kill(os.getpid(), signal.SIGINT)
-        finished = True
-    assert finished and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        with pytest.raises(KeyboardInterrupt), cli.undisturbed():
+            with contextlib.suppress(KeyboardInterrupt):  # as some do
+                os.kill(os.getpid(), number)
+            finished = True
+        assert finished and signal.getsignal(number) is end
+    finally:
+        signal.signal(number, before)
 
 
 def test_nohup_is_respected(command: Command, tmp_path: Path) -> None:
