@@ -58,7 +58,8 @@ def run(composed: DictConfig) -> Any:
             with suppress(OSError):
                 (folder / "train.log").unlink()  # Hydra has made it
                 if begun is None and is_new:
-                    folder.rmdir()
+                    for place in (folder, *folder.parents[:2]):  # outputs/<date>/<time>, as far as others left it empty
+                        place.rmdir()
         sys.exit(code)
 
 
