@@ -18,8 +18,7 @@ from stn.check import TTA, check
 from stn.data.resident import ResidentDataModule
 from stn.errors import InputError, nearest, user_errors
 from stn.figures import Reading, readings, to_picture
-from stn.layers.pose import FIGURE_SIDE
-from stn.layers.warps import decompose
+from stn.layers.warps import nearest_affine
 from stn.measures import measure, ratio
 from stn.metrics import PoseError, ThetaStatistics
 from stn.process import prepare_process
@@ -171,7 +170,7 @@ def accuracy_by_angle(scored: Scored, figures: Tensor | None) -> list[dict[str, 
     if figures is None:
         return []
     figures = figures[: len(scored.labels)].cpu()
-    degrees = decompose(lambda _, points: figures, figures[:, 0], FIGURE_SIDE)["rotation"].rad2deg()
+    degrees = nearest_affine(figures)["rotation"].rad2deg()
     right = (scored.scores.argmax(dim=1) == scored.labels).double()
     found = []
     for low, high in itertools.pairwise(ANGLES):

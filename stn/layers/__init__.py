@@ -7,7 +7,7 @@ from stn.layers.localization import (
     KeypointLocalization,
     PoseLocalization,
 )
-from stn.layers.pose import CORNERS, corners, corners_of, distance_to_truth, figure_points, pose_error, share_left
+from stn.layers.pose import corners, corners_of, distance_to_truth, figure_points, pose_error, share_left
 from stn.layers.recording import ThetaRecord, recording, thetas, transformers
 from stn.layers.sampling import pixel_centres, sample
 from stn.layers.transformer import NotFiniteError, Parallel, SpatialTransformer
@@ -28,7 +28,6 @@ from stn.layers.warps import (
 )
 
 __all__ = [
-    "CORNERS",
     "Affine",
     "AffineExponential",
     "Attention",

@@ -199,9 +199,14 @@ class FeatureLocalization(nn.Sequential):
     """One convolution, means over parts of the map, one hidden layer: (N, C, H, W) of any size -> (N, hidden).
 
     in_channels: of the map. channels: of the convolution. cells: the map is averaged over cells x cells parts.
+    Raises ValueError for values below 1.
     """
 
     def __init__(self, in_channels: int, channels: int = 32, cells: int = 4, hidden: int = 64) -> None:
+        if min(in_channels, channels, cells, hidden) < 1:
+            raise ValueError(
+                f"in_channels {in_channels}, channels {channels}, cells {cells} and hidden {hidden} must be 1 or more"
+            )
         super().__init__(
             nn.Conv2d(in_channels, channels, 3, padding=1),
             nn.ReLU(inplace=True),

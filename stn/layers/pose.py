@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stn.layers.warps import Warp, decompose, jacobian, lattice_points
+from stn.layers.warps import Warp, jacobian, lattice_points, nearest_affine
 
 FARTHEST = 4.0  # half-widths from the centre of the output: corners are searched up to here
 
@@ -17,11 +17,10 @@ def corners() -> Tensor:
 
 
 FIGURE_SIDE = 4
-CORNERS = (0, 3, 12, 15)  # of the points of a figure
 
 
 def figure_points() -> Tensor:
-    """Points that span an upright figure, [-1, 1], row by row: (16, 2), (x, y), float64. `CORNERS` are its corners."""
+    """Points that span an upright figure, [-1, 1], row by row: (16, 2), (x, y), float64."""
     return lattice_points(FIGURE_SIDE)
 
 
@@ -45,8 +44,7 @@ def distance_to_truth(
     found = warp(theta, figure_points().to(theta))
     pixels = torch.tensor([width / 2, height / 2]).to(theta)
     corner = (corners_of(found - figure) * pixels).norm(dim=-1).mean(dim=1)
-    angle = decompose(lambda _, points: found, theta, FIGURE_SIDE)["rotation"]
-    true_angle = decompose(lambda _, points: figure, theta, FIGURE_SIDE)["rotation"]
+    angle, true_angle = (nearest_affine(points)["rotation"] for points in (found, figure))
     turn = (angle - true_angle + math.pi).remainder(2 * math.pi) - math.pi
     return corner, turn.abs().rad2deg()
 

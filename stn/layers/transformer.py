@@ -119,7 +119,7 @@ class SpatialTransformer(nn.Module):
     def to_output(self, theta: Tensor, points: Tensor) -> Tensor:
         """Maps points (M, 2) or (N, M, 2) of the input to the output: (N, M, 2), (x, y) in [-1, 1].
 
-        A point is NaN where no inverse is found, see `Warp.invert`.
+        A point is not finite where no inverse is found, see `Warp.invert`.
         """
         with without_autocast(theta.device):
             for part in theta.split(self.warp.num_params, dim=1):
@@ -223,11 +223,14 @@ def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
 class Parallel(nn.ModuleList):
     """Several transformers on the same image; their outputs are joined as channels: (N, K · C, h, w).
 
-    They start with windows that tile the image, row by row: transformers that start alike learn the same region
-    (Jaderberg et al. 2015, section 4.3, has up to four).
+    They start with windows that tile the image, row by row, if their warp has windows (`Warp.window`): transformers
+    that start alike learn the same region (Jaderberg et al. 2015, section 4.3, has up to four).
+    Raises ValueError for no branches.
     """
 
     def __init__(self, branches: Sequence[SpatialTransformer]) -> None:
+        if not branches:
+            raise ValueError("branches must hold a transformer or more")
         super().__init__(branches)
         rows = math.isqrt(len(branches))
         columns = -(-len(branches) // rows)

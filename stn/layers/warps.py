@@ -91,18 +91,22 @@ class Warp(nn.Module, ABC):
         return decompose(self, theta)
 
 
-def decompose(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor, size: int = 5) -> dict[str, Tensor]:
-    """Rotation, scale, aspect, shear and shift of θ (N, P), each (N,): those of the affine map nearest to the warp.
+def decompose(warp: Callable[[Tensor, Tensor], Tensor], theta: Tensor) -> dict[str, Tensor]:
+    """Rotation, scale, aspect, shear and shift of θ (N, P), each (N,), see `nearest_affine`."""
+    return nearest_affine(warp(theta, lattice_points(5).to(theta)))
 
-    The affine map's matrix is rotation · [[1, shear], [0, 1]] · diag(scale along x, scale along y); the shift follows.
+
+def nearest_affine(moved: Tensor) -> dict[str, Tensor]:
+    """Rotation, scale, aspect, shear and shift, each (N,), of the affine map nearest to where a lattice went.
+
+    moved (N, K², 2): where the K x K points of `lattice_points` went.
+    The map's matrix is rotation · [[1, shear], [0, 1]] · diag(scale along x, scale along y); the shift follows.
     rotation: in radians, from x towards y (clockwise in a picture).
     scale: the root of the product of the two scales; below 1 the transformer zooms in.
     aspect: the scale along y over the scale along x; negative for a mirrored image.
     shear: a tangent. shift_x, shift_y: in fractions of the half-width and the half-height.
-    Nearest over size x size points that span the image.
     """
-    lattice = lattice_points(size).to(theta)
-    moved = warp(theta, lattice)
+    lattice = lattice_points(math.isqrt(moved.shape[1])).to(moved)
     # Over a symmetric lattice x, y and 1 are orthogonal, so that least squares needs only means.
     spread = lattice[:, 0].square().mean()
     a, c = ((moved * lattice[:, :1]).mean(dim=1) / spread).unbind(1)
@@ -358,6 +362,11 @@ class RotationClasses(MatrixWarp):
         cos, sin = scale[:, 0].exp2() * angle.cos(), scale[:, 0].exp2() * angle.sin()
         return matrices([[cos, -sin, shift[:, 0]], [sin, cos, shift[:, 1]]])
 
+    def invert(self, theta: Tensor, points: Tensor) -> Tensor:
+        # The inverse of a scaled rotation is its transpose, divided by the scale twice.
+        linear, shift = self.matrix(theta)[:, :2].tensor_split([2], dim=2)
+        return (points - shift.mT) @ linear / torch.linalg.det(linear)[:, None, None]
+
     def rotation(self, scores: Tensor) -> Tensor:
         """The angle (N,) in radians of the scores (N, classes)."""
         best, offset = scores.argmax(dim=1, keepdim=True), torch.arange(-1, 2, device=scores.device)
@@ -371,7 +380,7 @@ class RotationClasses(MatrixWarp):
     def pose_loss(self, theta: Tensor, figure: Tensor) -> Tensor:
         """Cross-entropy of the angle, plus the distance in log2 of the scale and in half-widths of the shift."""
         scores, scale, shift = self.parts(theta)
-        truth = decompose(lambda _, points: figure, theta, math.isqrt(figure.shape[1]))
+        truth = nearest_affine(figure)
         angle = F.cross_entropy(scores, self.shares(truth["rotation"]), reduction="none")
         found = torch.cat((scale, shift), dim=1)
         wanted = torch.stack((truth["scale"].log2(), truth["shift_x"], truth["shift_y"]), dim=1)

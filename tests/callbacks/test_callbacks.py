@@ -24,7 +24,7 @@ from stn.classifier import Classifier
 from stn.data import ShapesDataModule
 from stn.data.shapes import FIGURES
 from stn.figures import GAP, MARGIN, SIDE, TOP, readings, sheet
-from stn.layers import CORNERS, ConvLocalization, SpatialTransformer
+from stn.layers import ConvLocalization, SpatialTransformer, corners_of
 
 MODEL = {
     "_target_": "stn.placement.build_network",
@@ -121,7 +121,7 @@ def test_the_pose_error_of_a_transformer_that_stands_still_is_the_spread_of_the_
     """Every image is warped alike here: the same error as that of the identity, by another way than the callback's."""
     data = ShapesDataModule(train_images=60, test_images=20, batch_size=20, val_fraction=0.5)
     data.setup()
-    truth, labels = data.figures["val"][:, CORNERS], data.labels["val"]
+    truth, labels = corners_of(data.figures["val"]), data.labels["val"]
     means = torch.stack([truth[labels == label].mean(dim=0) for label in labels])
     expected = 16 * (truth - means).norm(dim=-1).mean().item()
     assert [one.value for one in events.Scalars("transformer/pose_error_pixels")] == pytest.approx([expected] * 3)

@@ -11,7 +11,7 @@ from torchvision.transforms.functional import InterpolationMode, rotate
 
 from stn.data import AffineDistortion, ElasticDistortion, ProjectiveDistortion, ShapesDataModule
 from stn.data.distortion import Distortion, homography
-from stn.layers import CORNERS, Affine, Projective, ThinPlateSpline, figure_points, pixel_centres, sample
+from stn.layers import Affine, Projective, ThinPlateSpline, corners_of, figure_points, pixel_centres, sample
 
 DISTORTIONS: dict[str, Distortion] = {
     "rotation": AffineDistortion(180, (1, 1), shift=0),
@@ -67,7 +67,8 @@ def test_the_points_of_the_figure_are_read_back_in_the_image(name: str) -> None:
 def test_a_turned_image_is_that_of_torchvision() -> None:
     images = smooth_images(1)
     distorted, figure = drawn(AffineDistortion(90, (1, 1), shift=0), images)
-    side = figure[0, CORNERS[1]] - figure[0, CORNERS[0]]  # the upper side, from left to right
+    first, second, *_ = corners_of(figure)[0]  # of the upper side, from left to right
+    side = second - first
     angle = math.degrees(math.atan2(side[1], side[0]))  # clockwise in a picture, torchvision's is not
     expected = rotate(images.float(), -angle, InterpolationMode.BILINEAR)
     inner = slice(8, 24)
@@ -118,8 +119,9 @@ def test_a_figure_that_is_known_moves_with_its_image() -> None:
     figure = Affine()(torch.tensor([[0.5, 0.0, 0.2, 0.0, 0.5, -0.1]]), figure_points().float())
     images = smooth_images(1)
     whole, known = drawn(AffineDistortion(), images)[1], drawn(AffineDistortion(), images, figure=figure)[1]
-    along, down = whole[0, CORNERS[1]] - whole[0, CORNERS[0]], whole[0, CORNERS[2]] - whole[0, CORNERS[0]]
-    expected = whole[0, CORNERS[0]] + (figure[0, :, :1] + 1) / 2 * along + (figure[0, :, 1:] + 1) / 2 * down
+    corner, right, below, _ = corners_of(whole)[0]
+    along, down = right - corner, below - corner
+    expected = corner + (figure[0, :, :1] + 1) / 2 * along + (figure[0, :, 1:] + 1) / 2 * down
     assert torch.allclose(known[0], expected, atol=1e-5)
 
 

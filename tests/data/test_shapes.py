@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from stn.data import ShapesDataModule
 from stn.data.shapes import FIGURES, draw_figures, draw_shapes, random_poses
-from stn.layers import CORNERS, Affine, ConvLocalization, SpatialTransformer
+from stn.layers import Affine, ConvLocalization, SpatialTransformer, corners_of
 
 
 def test_the_known_pose_shows_the_figure_upright_and_full_size() -> None:
@@ -34,7 +34,7 @@ def test_the_corners_of_every_split_are_those_of_its_images(validate_on: Any) ->
     }
     for split, images in data.images.items():
         saturation = images.float().amax(dim=1) - images.float().amin(dim=1)
-        for corners, mask in zip(data.figures[split][:, CORNERS].double(), saturation > 220, strict=True):
+        for corners, mask in zip(corners_of(data.figures[split]).double(), saturation > 220, strict=True):
             y, x = ((mask.nonzero() + 0.5) / 32 - 1).unbind(1)
             # In the figure's own frame, whose axes go from the first corner to the second and to the third.
             along = torch.linalg.solve(

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from stn.layers import ConvLocalization, FullyConnectedLocalization, KeypointLocalization, PoseLocalization
+from stn.layers import (
+    ConvLocalization,
+    FeatureLocalization,
+    FullyConnectedLocalization,
+    KeypointLocalization,
+    PoseLocalization,
+)
 from stn.layers.localization import CellMeans, MeanPlaces
 
 
@@ -80,3 +86,10 @@ def test_a_fully_connected_localization_has_linear_layers_alone() -> None:
     assert sum(parameter.numel() for parameter in localization.parameters()) == 50 * 4 + 4 + 4 * 6 + 6
     with pytest.raises(ValueError, match=r"hidden \[\], in_channels 3 and image_size 32 must be 1 or more"):
         FullyConnectedLocalization([])
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 0}, {"cells": 0}, {"hidden": 0}])
+def test_a_localization_of_features_names_what_is_wrong(wrong: dict[str, int]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} 0.* must be 1 or more"):
+        FeatureLocalization(3, **wrong)

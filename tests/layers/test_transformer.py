@@ -372,6 +372,8 @@ def test_options_that_cannot_be_meant_are_named(options: dict[str, object], said
 
 
 def test_what_cannot_be_transformed_is_named() -> None:
+    with pytest.raises(ValueError, match="branches must hold a transformer or more"):
+        Parallel([])
     with pytest.raises(ValueError, match="the localization Identity needs an attribute out_features"):
         SpatialTransformer(nn.Identity())
     transformer, images = SpatialTransformer(ConvLocalization()), torch.rand(2, 3, 32, 32)
