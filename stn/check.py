@@ -66,9 +66,11 @@ SET_BY_PROGRAM = {
 WITHOUT_EFFECT = (
     (("model.localization", "model/localization"), "model.placement", ("none", "features", "shared")),
     (("model.warp", "model/warp", "model.transformer"), "model.placement", ("none",)),
-    (("callbacks.warps", "callbacks.theta"), "model.placement", ("none",)),
+    (("callbacks.warps", "callbacks.theta", "callbacks.resizing"), "model.placement", ("none",)),
+    (("optimizer.localization_lr_scale",), "model.placement", ("none",)),
     (("optimizer.warmup",), "optimizer.schedule", ("constant", "cosine")),
     (("optimizer.momentum", "optimizer.nesterov"), "optimizer.algorithm", ("adamw",)),
+    (("optimizer.fused",), "optimizer.algorithm", ("muon",)),
     (("data.val_fraction",), "data.validate_on", ("test",)),
 )
 

@@ -134,6 +134,7 @@ class CropGallery(pl.Callback):
         overlaps = pl_module.overlaps()[:SHOWN].tolist()
         seen = readings(
             pl_module.best,
+            pl_module.normalization,
             pl_module.theta()[:SHOWN],
             pl_module.pixels[:SHOWN],
             [f"{overlap:.2f}" for overlap in overlaps],

@@ -109,6 +109,7 @@ class Colocalizer(pl.LightningModule):
         self.losses: Tensor
         self.features: Tensor
         window = int(encoder.hparams["image_size"])
+        self.normalization = encoder.normalization.train()  # Lightning warns of parts in eval mode
         self.finders = nn.ModuleList(Finder(images.shape[1], images.shape[2], window) for _ in range(starts))
         for name, buffer in {
             "pixels": images,

@@ -217,4 +217,5 @@ def shown(
             for image, caption, known in zip(images[chosen], captions, right, strict=True)
         ]
     name, transformer = next(iter(scorer.transformers.items()))
-    return readings(transformer, scored.records[name].theta[chosen], images[chosen], captions, right)
+    normalization, theta = scorer.classifier.normalization, scored.records[name].theta[chosen]
+    return readings(transformer, normalization, theta, images[chosen], captions, right)

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from stn.layers import SpatialTransformer
+from stn.networks import Normalization
 
 # Okabe and Ito's colours, which the colour-blind tell apart, and which differ in print too.
 BLUE, VERMILION, YELLOW, GREEN, GREY = "#0072B2", "#D55E00", "#F0E442", "#009E73", "#777777"
@@ -79,19 +80,30 @@ def outlines(transformer: SpatialTransformer, theta: Tensor, height: int, width:
 
 
 @torch.no_grad()
+def read_pixels(transformer: SpatialTransformer, normalization: Normalization, theta: Tensor, images: Tensor) -> Tensor:
+    """What a transformer reads with θ (N, P) of images (N, C, H, W) uint8: pixels (N, C, h, w) uint8.
+
+    It reads normalized images, so zeros beyond the border are the mean colour.
+    """
+    read = normalization.undo(transformer.transform(normalization(images), theta))
+    return (read * 255).round().clamp(0, 255).byte()
+
+
+@torch.no_grad()
 def readings(
     transformer: SpatialTransformer,
+    normalization: Normalization,
     theta: Tensor,
     images: Tensor,
     captions: Sequence[str],
     right: Sequence[bool | None] | None = None,
     boxes: Tensor | None = None,
 ) -> list[Reading]:
-    """What a transformer reads with θ (N, P) of images (N, C, H, W) uint8.
+    """What a transformer reads with θ (N, P) of images (N, C, H, W) uint8, as pictures.
 
     boxes (N, 4): (left, top, right, bottom) in [-1, 1], that should be read.
     """
-    warped = transformer.transform(images.float(), theta).round().clamp(0, 255).byte()
+    warped = read_pixels(transformer, normalization, theta, images)
     borders = outlines(transformer, theta, *images.shape[-2:])
     unknown: list[None] = [None] * len(captions)
     corners = torch.tensor([[0, 1], [2, 1], [2, 3], [0, 3], [0, 1]])

@@ -129,6 +129,10 @@ class Normalization(nn.Module):
             return (images - self.mean) / self.std
         return images.to(self.mean.dtype).sub_(self.mean * 255).div_(self.std * 255)
 
+    def undo(self, images: Tensor) -> Tensor:
+        """The pixels, as floats in [0, 1], of normalized images (N, C, H, W)."""
+        return images * self.std + self.mean
+
 
 class Whitening(nn.Conv2d):
     """Fixed 2 x 2 convolution that whitens patches, with each filter in both signs: (N, C, H, W) -> (N, 8 C, H-1, W-1).

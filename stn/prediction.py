@@ -13,7 +13,8 @@ from torch import Tensor
 from stn.classifier import Classifier
 from stn.errors import InputError
 from stn.figures import outlines
-from stn.layers import NotFiniteError, SpatialTransformer, recording, transformers
+from stn.layers import SpatialTransformer, recording, transformers
+from stn.scoring import finite_scores
 from stn.views import Crop, Picture, View, views_of
 
 Item = TypeVar("Item")
@@ -57,13 +58,8 @@ def predict(
 def predict_views(classifier: Classifier, views: Sequence[View]) -> list[Prediction]:
     """Predicts one batch of views. Raises InputError for a network whose scores are not finite."""
     pixels = torch.stack([view.pixels for view in views]).to(classifier.device)
-    try:
-        with recording(classifier.net) as records:
-            probabilities = classifier(pixels).softmax(dim=1).cpu()
-        if not probabilities.isfinite().all():
-            raise NotFiniteError("the scores are not finite")
-    except NotFiniteError as error:
-        raise InputError("the network has diverged, its scores are not finite: give another checkpoint") from error
+    with recording(classifier.net) as records:
+        probabilities = finite_scores(classifier, pixels).softmax(dim=1).cpu()
     thetas: Sequence[Tensor | None] = [None] * len(views)
     borders = thetas
     poses: Sequence[dict[str, float]] = [{}] * len(views)

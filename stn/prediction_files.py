@@ -137,7 +137,8 @@ def readings_of(run: Run, batch: Sequence[Item], predictions: Sequence[Predictio
     seen: list[Image.Image | None] = [to_picture(image) for image in pixels]
     thetas = [prediction.theta for prediction in predictions if prediction.theta is not None]
     for transformer in islice(transformers(run.classifier.net).values(), 1):
-        found = readings(transformer, torch.stack(thetas).to(pixels.device), pixels, captions)
+        theta = torch.stack(thetas).to(pixels.device)
+        found = readings(transformer, run.classifier.normalization, theta, pixels, captions)
         seen = [reading.seen for reading in found]
     return [
         Reading(original, prediction.outline, picture, caption)

@@ -182,7 +182,7 @@ def find_checkpoint(folder: Path) -> Path:
     """The checkpoint to open in a run's folder. Raises InputError if there is none."""
     names = [read_metrics(folder).get("tested_checkpoint"), "checkpoints/best.ckpt", "checkpoints/last.ckpt"]
     for name in names:
-        if name and (folder / name).is_file():
+        if isinstance(name, str) and name and (folder / name).is_file():
             return folder / name
     if others := [path for path in (folder / "checkpoints").glob("*.ckpt") if path.is_file()]:
         return max(others, key=lambda path: path.stat().st_mtime_ns)

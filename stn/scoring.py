@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stn.check import TTA
 from stn.classifier import Classifier
-from stn.layers import SpatialTransformer, ThetaRecord, recording, transformers
+from stn.errors import InputError
+from stn.layers import NotFiniteError, SpatialTransformer, ThetaRecord, recording, transformers
 from stn.metrics import ClassMeans
 
 
@@ -36,12 +37,23 @@ class Scorer:
     def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, ThetaRecord]]:
         """The scores (N, K) of images (N, C, H, W) uint8, and θ of every transformer for the images themselves."""
         with self.precision.forward_context(), recording(self.classifier.net) as records:
-            scores = self.classifier(images)
+            scores = finite_scores(self.classifier, images)
         return scores, {name: passes[0] for name, passes in records.items()}  # the image is the first of its views
 
     def scores(self, images: Tensor) -> Tensor:
         """The scores alone."""
         return self(images)[0]
+
+
+def finite_scores(classifier: Classifier, images: Tensor) -> Tensor:
+    """The scores (N, K) of images (N, C, H, W) uint8. Raises InputError for a network that has diverged."""
+    try:
+        scores: Tensor = classifier(images)
+        if not scores.isfinite().all():
+            raise NotFiniteError("the scores are not finite")
+    except NotFiniteError as error:
+        raise InputError("the network has diverged, its scores are not finite: give another checkpoint") from error
+    return scores
 
 
 @dataclass(frozen=True)
@@ -69,10 +81,10 @@ def score(scorer: Scorer, batches: Iterable[tuple[Tensor, Tensor]]) -> Scored:
         scores, records = scorer(images)
         found.append((scores.cpu(), labels.cpu(), records))
         if before and after and scorer.on_input:
-            pixels = images / 255
-            before.update(pixels, labels)
-            read = scorer.transformers[scorer.on_input].transform(pixels, records[scorer.on_input].theta)
-            after.update(read, labels)
+            before.update(images / 255, labels)
+            normalization = scorer.classifier.normalization
+            transformer, theta = scorer.transformers[scorer.on_input], records[scorer.on_input].theta
+            after.update(normalization.undo(transformer.transform(normalization(images), theta)), labels)
     every_scores, every_labels, every_records = zip(*found, strict=True)
     records = {
         name: one._replace(theta=torch.cat([of_batch[name].theta for of_batch in every_records]))

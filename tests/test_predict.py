@@ -391,9 +391,10 @@ def test_a_network_that_has_diverged_is_refused(trained: Path, command: Command,
     for path in folder.glob("checkpoints/*.ckpt"):
         changed(path, diverge)
     Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
-    found = command("run", "source=x.png", verb="predict")
-    refused(found, "the network has diverged, its scores are not finite", program="stn.predict")
-    assert not (folder / "predictions").exists()
+    for verb, more in (("predict", ["source=x.png"]), ("evaluate", []), ("report", [])):
+        found = command("run", *more, verb=verb)
+        refused(found, "the network has diverged, its scores are not finite", program=f"stn.{verb}")
+    assert not (folder / "predictions").exists() and not (folder / "evaluation").exists()
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,8 @@ def test_a_pipe_in_the_place_of_a_file_does_not_hang(name: str, folder: Path, co
         metrics = json.loads((folder / "metrics.json").read_text())
         (folder / "metrics.json").write_text(json.dumps(metrics | {"tested_checkpoint": name}))
         assert stn.Run.open(folder).checkpoint.name == "last.ckpt"
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"tested_checkpoint": 5}))
+        assert stn.Run.open(folder).checkpoint.name == "last.ckpt"
     else:
         refused(command("run", verb="evaluate"), name, program="stn.evaluate")
 

@@ -16,8 +16,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from stn.callbacks.pictures import drawing, log_picture
 from stn.callbacks.projector import Embedding, write_projector
 from stn.callbacks.warp_gallery import spread_over_classes
+from stn.classifier import Classifier
 from stn.data.resident import ResidentDataModule
-from stn.figures import draw_confusion, rendered
+from stn.figures import draw_confusion, read_pixels, rendered
 from stn.layers import recording, transformers
 
 log = logging.getLogger(__name__)
@@ -73,17 +74,19 @@ class Dashboard(pl.Callback):
         log_picture(trainer.loggers, "wrong_or_right/confusion_matrix", picture, trainer.global_step)
 
     def _embeddings(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Embedding]:
-        data, net = resident(trainer), pl_module.get_submodule("net")
+        data, classifier = resident(trainer), pl_module
+        assert isinstance(classifier, Classifier)
+        net = classifier.net
         chosen = spread_over_classes(data.labels["test"].cpu(), self.count)
         images = data.images["test"][chosen.to(data.images["test"].device)]
         with recording(net) as records, inputs_of_last_linear(net) as features:
-            predicted = net(pl_module.get_submodule("normalization")(images)).argmax(dim=1)
+            predicted = net(classifier.normalization(images)).argmax(dim=1)
         labels = [data.classes[label] for label in data.labels["test"].cpu()[chosen]]
         rows = list(zip(labels, (data.classes[label] for label in predicted.cpu()), strict=True))
         found = [Embedding("images", small(images), images, rows)]
         for name, transformer in transformers(net).items():
             if records[name][-1].height == images.shape[2]:
-                seen = transformer.transform(images.float(), records[name][-1].theta).round().clamp(0, 255).byte()
+                seen = read_pixels(transformer, classifier.normalization, records[name][-1].theta, images)
                 found.append(Embedding(f"read by {name}", small(seen), seen, rows))
         return found + [Embedding("features", vectors, images, rows) for vectors in features]
 

@@ -39,7 +39,7 @@ class Clock:
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 4.2 s, 3 min 05 s, 2 h 10 min."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from stn.callbacks.pictures import drawing, log_picture
+from stn.classifier import Classifier
 from stn.data.resident import ResidentDataModule
-from stn.figures import readings, sheet
-from stn.layers import SpatialTransformer, recording, transformers
+from stn.figures import Reading, readings, sheet
+from stn.layers import recording, transformers
 
 MOST_SHOWN = 10  # TensorBoard keeps so many pictures of a tag, and drops others by chance
 
@@ -54,26 +55,19 @@ class WarpGallery(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        epoch = trainer.current_epoch + 1
-        network = pl_module.get_submodule("net")
+        assert isinstance(pl_module, Classifier)
+        epoch, network, normalization = trainer.current_epoch + 1, pl_module.net, pl_module.normalization
         with trainer.precision_plugin.forward_context(), torch.no_grad(), recording(network) as records:
-            predicted = network(pl_module.get_submodule("normalization")(self.originals)).argmax(dim=1).cpu()
+            predicted = network(normalization(self.originals)).argmax(dim=1).cpu()
+        right, names = (predicted == self.labels).tolist(), [self.classes[label] for label in predicted]
         for name, transformer in transformers(network).items():
             with drawing(f"what {name} reads in epoch {epoch}"):
-                self._draw(trainer, name, transformer, records[name][-1].theta, predicted, epoch)
+                theta = records[name][-1].theta
+                self._draw(trainer, name, readings(transformer, normalization, theta, self.originals, names, right))
 
-    def _draw(
-        self,
-        trainer: pl.Trainer,
-        name: str,
-        transformer: SpatialTransformer,
-        theta: Tensor,
-        predicted: Tensor,
-        epoch: int,
-    ) -> None:
-        right = (predicted == self.labels).tolist()
-        names = [self.classes[label] for label in predicted]
-        picture = sheet(readings(transformer, theta, self.originals, names, right), f"{name}, epoch {epoch}")
+    def _draw(self, trainer: pl.Trainer, name: str, seen: list[Reading]) -> None:
+        epoch = trainer.current_epoch + 1
+        picture = sheet(seen, f"{name}, epoch {epoch}")
         if epoch in shown_epochs(trainer.max_epochs or epoch, trainer.check_val_every_n_epoch or 1):
             log_picture(trainer.loggers, f"warps/{name}", picture, trainer.global_step - 1)
         path = self.folder / "warps" / f"{name}_epoch_{epoch:03d}.png"

@@ -106,7 +106,8 @@ class ImageFolderDataModule(ResidentDataModule):
         """The training or the test images among the files of a class."""
         assert self.test_fraction is not None
         places = {path: place_of(os.path.relpath(path, folder), self.split_seed) for path in files}
-        first, *_, last = sorted(files, key=places.__getitem__) * 2
+        ordered = sorted(files, key=places.__getitem__)
+        first, last = ordered[0], ordered[-1]
         tested = {path for path in files if places[path] < self.test_fraction or path == first}
         if self.test_fraction < 1:
             tested.discard(last)

@@ -25,6 +25,7 @@ from stn.data import ShapesDataModule
 from stn.data.shapes import FIGURES
 from stn.figures import GAP, MARGIN, SIDE, TOP, readings, sheet
 from stn.layers import ConvLocalization, SpatialTransformer, corners_of
+from stn.networks import Normalization
 
 MODEL = {
     "_target_": "stn.placement.build_network",
@@ -330,7 +331,8 @@ def test_the_picture_shows_original_outline_and_what_was_sampled() -> None:
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     image[:, 1, :, 16:] = 255
     theta = torch.tensor([[0.4, 0.0, 0.5, 0.0, 0.4, 0.0]])
-    picture = np.asarray(sheet(readings(SpatialTransformer(ConvLocalization()), theta, image, ["half"]), "title"))
+    transformer = SpatialTransformer(ConvLocalization())
+    picture = np.asarray(sheet(readings(transformer, Normalization(), theta, image, ["half"]), "title"))
     top, left = TOP + TOP + GAP, MARGIN + GAP
     original = picture[top : top + SIDE, left : left + SIDE]
     sampled = picture[top + SIDE + GAP :][:SIDE, left : left + SIDE]
@@ -342,6 +344,15 @@ def test_the_picture_shows_original_outline_and_what_was_sampled() -> None:
     assert rows.min() == pytest.approx(SIDE * 0.3, abs=2) and rows.max() == pytest.approx(SIDE * 0.7, abs=2)
     assert (sampled == (0, 255, 0)).all()
     assert (original[:, : SIDE // 2 - 2] == 0).all()
+
+
+@pytest.mark.parametrize(("padding", "grey"), [("zeros", 128), ([1.0] * 3, 191), ("border", 255)])
+def test_the_picture_shows_beyond_the_border_what_the_network_sees(padding: Any, grey: int) -> None:
+    transformer, normalization = SpatialTransformer(ConvLocalization(), padding=padding), Normalization()
+    normalization.fit([0.5] * 3, [0.25] * 3)
+    white, beyond = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), torch.tensor([[1.0, 0, 4, 0, 1, 0]])
+    seen = readings(transformer, normalization, beyond, white, [""])[0].seen
+    assert seen is not None and np.asarray(seen)[16, 16].tolist() == pytest.approx([grey] * 3, abs=1)
 
 
 def test_images_are_spread_over_the_classes() -> None:

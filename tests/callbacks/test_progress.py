@@ -47,7 +47,8 @@ def test_null_turns_it_off(composed: Callable[..., DictConfig], capfd: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(4.25, "4.2 s"), (59.7, "59.7 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")]
+    ("seconds", "said"),
+    [(4.25, "4.2 s"), (59.7, "59.7 s"), (59.96, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min")],
 )
 def test_a_duration_is_told_as_people_tell_it(seconds: float, said: str) -> None:
     assert duration(seconds) == said

@@ -291,7 +291,7 @@ CIFAR10 = Path(__file__).resolve().parents[2] / "data" / "cifar10"
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not unpacked as an image folder in data/cifar10")
 def test_cifar10_as_an_image_folder() -> None:
-    module = data(CIFAR10, num_classes=10)
+    module = data(CIFAR10)
     images, labels = module.read(train=True)
     assert images.shape == (50_000, 3, 32, 32)
     assert torch.equal(labels.bincount(), torch.full((10,), 5_000))

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from stn.figures import readings, sheet
 from stn.layers import ConvLocalization, SpatialTransformer, Warp, figure_points, thetas
 from stn.metrics import PoseError, ThetaStatistics
+from stn.networks import Normalization
 
 APPLE = torch.device("meta")  # a name that every build of torch knows; its tensors here do hold values
 
@@ -91,4 +92,5 @@ def test_a_transformer_is_used_without_float64(family: Callable[[], Warp], apple
     error = PoseError(transformer.to_input, 32, 32).to(apple)
     error.update(theta, figure_points().expand(4, -1, -1), torch.arange(4) % 2)  # which are float64
     assert all(value.isfinite() for value in error.compute().values())
-    sheet(readings(transformer, theta, torch.zeros(4, 3, 32, 32, dtype=torch.uint8).to(apple), list("abcd")), "title")
+    pixels, normalization = torch.zeros(4, 3, 32, 32, dtype=torch.uint8).to(apple), Normalization().to(apple)
+    sheet(readings(transformer, normalization, theta, pixels, list("abcd")), "title")
