@@ -1,5 +1,6 @@
 """Batches from images in memory; each batch is read and augmented as a whole."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Augmentation:
         """Which of `count` images are mirrored in an epoch: (count,), bool."""
         if not self.flip:
             return torch.zeros(count, dtype=torch.bool)
-        first = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
+        first = torch.rand(count, generator=random_stream("mirrored", seed)) < 0.5
         return first if epoch % 2 == 0 else ~first
 
     def move(self, images: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
@@ -87,6 +88,12 @@ def rectangle(height: int, width: int, top: Tensor, left: Tensor, bottom: Tensor
     rows = (row >= top[:, None]) & (row < bottom[:, None])
     columns = (column >= left[:, None]) & (column < right[:, None])
     return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def random_stream(*key: str | int) -> torch.Generator:
+    """A generator of random numbers that are independent of those of any other key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()  # torch takes 32 bits of a seed
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 class Batches:
@@ -152,11 +159,10 @@ class Batches:
         yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
 
     def _shuffled(self, augmentation: Augmentation) -> Iterator[tuple[Tensor, ...]]:
-        seed = self.seed * 1_000_003 + self.epoch  # another one for every seed and epoch
-        shared = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.images), generator=shared)[self.rank :: self.world_size].to(self.images.device)
+        order = torch.randperm(len(self.images), generator=random_stream("order", self.seed, self.epoch))
+        order = order[self.rank :: self.world_size].to(self.images.device)
         mirrored = augmentation.mirrored(len(self.images), self.seed, self.epoch).to(self.images.device)
-        own = torch.Generator().manual_seed(seed * self.world_size + self.rank)
+        own = random_stream("augmentation", self.seed, self.epoch, self.rank)
         for batch in order.split(self.batch_size)[: len(self)]:
             images = augmentation.move(self.images.index_select(0, batch), mirrored[batch], own)
             images, labels = augmentation.erase(images, self.fill, own), self.labels[batch]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
-from stn.data.batches import Augmentation, Batches
+from stn.data.batches import Augmentation, Batches, random_stream
 from stn.data.decoding import check_memory
 from stn.data.distortion import Distortion
 
@@ -183,7 +183,7 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
         if distortion is None or not len(self.images.get(split, ())):
             return
         check_memory(len(self.images[split]), self.channels, distortion.side(self.image_size))
-        generator = torch.Generator().manual_seed(1_000_003 * self.split_seed + len(split))
+        generator = random_stream("distortion", self.split_seed, split)
         figures = self.figures.get(split)
         known = itertools.repeat(None) if figures is None else figures.split(500)
         parts = [distortion(*part) for part in zip(self.images[split].split(500), itertools.repeat(generator), known)]

@@ -42,6 +42,17 @@ def test_each_epoch_has_its_own_order_and_repeats_itself() -> None:
     assert not torch.equal(first[0][1], other_seed[0][1])
 
 
+def test_the_order_says_nothing_of_the_shift() -> None:
+    """Of 900 numbered images with 5 shifts: a draw that chooses both would give each residue one shift."""
+    ramp = torch.arange(16, dtype=torch.uint8).view(1, 1, 16, 1).expand(900, 1, 16, 16)
+    found = Batches(ramp.contiguous(), torch.arange(900), batch_size=300, augmentation=Augmentation(shift=2))
+    agreed = 0
+    for number in range(40):
+        images, labels = epoch(found, number)[0]
+        agreed += int(images[0, 0, 8, 0]) - 8 == int(labels[0]) % 5 - 2
+    assert agreed < 20
+
+
 def test_labels_stay_with_their_images() -> None:
     for images, labels in epoch(batches(augmentation=Augmentation(flip=True, shift=3)), 3):
         assert torch.equal(images[:, 0, 0, 0].long(), labels)
