@@ -105,15 +105,19 @@ def undisturbed() -> Iterator[None]:
 
 
 def outlive_readers() -> None:
-    """Has the program go on when nobody reads its output any more, as after `| head -1`, or the disk is full."""
+    """Has the program go on when nobody reads its output any more, as after `| head -1`, or the disk is full.
+
+    A terminal that has no ± or θ shows a question mark.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
             continue
         with suppress(OSError):  # replaced by something that is no file, as in a notebook
             raw = io.BufferedWriter(_Unread(stream))
-            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True))
+            errors = stream.errors if stream.encoding.lower().startswith("utf") else "replace"
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=True))
 
 
 class _Unread(io.FileIO):
@@ -143,7 +147,9 @@ def report_error(program: str, error: BaseException, folder: str | Path | None =
     if folder:
         with suppress(OSError):
             # A file name in it may be no text, on Linux any bytes.
-            Path(folder, "error.txt").write_text(f"{text}\n{trace}" if sentence else trace, errors="backslashreplace")
+            Path(folder, "error.txt").write_text(
+                f"{text}\n{trace}" if sentence else trace, encoding="utf-8", errors="backslashreplace"
+            )
     return BAD_INPUT if sentence and not broke_off else FAILED
 
 

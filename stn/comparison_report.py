@@ -30,7 +30,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     """Writes comparison.md, .csv, .json and .png into a folder."""
     write(folder / "comparison.md", markdown(comparison))
     write(folder / "comparison.json", json.dumps(content(comparison), indent=2, ensure_ascii=False) + "\n")
-    with (folder / "comparison.csv").open("w", newline="") as file:
+    with (folder / "comparison.csv").open("w", encoding="utf-8", newline="") as file:
         rows = [{**row.settings, **figures(row)} for row in comparison.rows]
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

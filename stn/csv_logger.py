@@ -62,5 +62,5 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, without empty values; none if there is no such file."""
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]

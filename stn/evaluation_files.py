@@ -27,7 +27,7 @@ def write_files(evaluation: Evaluation, folder: Path) -> None:
     with user_errors("output"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # it draws boxes for scripts that its font lacks
         write(folder / "evaluation.json", json.dumps(evaluation.numbers, indent=2, allow_nan=False) + "\n")
-        with (folder / "evaluation.csv").open("w", newline="") as file:
+        with (folder / "evaluation.csv").open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["class", "count", "accuracy", "precision", "recall"])
             rows.writerows([name, *numbers.values()] for name, numbers in evaluation.numbers["classes"].items())

@@ -106,7 +106,7 @@ def run_apart(composed: DictConfig) -> Any:
         print(f"stn.train: the job in {os.path.relpath(folder)} {died}", file=sys.stderr)
         raise cli.JobFailedError(code if code > 0 else cli.FAILED)
     with suppress(OSError, ValueError):
-        return json.loads((folder / "metrics.json").read_text()).get("best_val_accuracy")
+        return json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("best_val_accuracy")
 
 
 def _run_here(composed: DictConfig, hydra_config: Any) -> None:

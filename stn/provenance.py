@@ -55,7 +55,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """The processor with its fastest instructions, the cores, the threads, and the GPU if `device` is one."""
     name, flags = platform.processor() or platform.machine(), ""
     if Path("/proc/cpuinfo").exists():
-        lines = [line.partition(": ") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        lines = [line.partition(": ") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
         name = next((value for key, _, value in lines if key.startswith("model name")), name)
         flags = next((value for key, _, value in lines if key.startswith("flags")), "")
     found = {

@@ -46,7 +46,7 @@ script or a program without verbs.
 
 def make_reference() -> None:
     """Writes docs/configuration.md."""
-    PAGE.write_text(reference())
+    PAGE.write_text(reference(), encoding="utf-8")
 
 
 def reference() -> str:
@@ -54,7 +54,7 @@ def reference() -> str:
     defaults = {
         group: choice for one in read("config.yaml")["defaults"] if one != "_self_" for group, choice in one.items()
     }
-    model = Path(config_folder(), "model", f"{defaults['model']}.yaml").read_text()
+    model = Path(config_folder(), "model", f"{defaults['model']}.yaml").read_text(encoding="utf-8")
     defaults |= dict(re.findall(r"override /(\w+)@_global_\S+ (\w+)", model))
     parts = [HEAD, "## The run\n", run_keys()]
     for group in [name for one in GROUPS for name in (one, *NESTED) if name == one or name.startswith(f"{one}/")]:
@@ -190,12 +190,12 @@ def arguments(found: Any) -> dict[str, str]:
 
 def read(file: str) -> dict[str, Any]:
     """The content of a file in conf/."""
-    return dict(yaml.safe_load(Path(config_folder(), file).read_text()))
+    return dict(yaml.safe_load(Path(config_folder(), file).read_text(encoding="utf-8")))
 
 
 def description(file: str) -> str:
     """What a file in conf/ says of itself: its first comment that is neither for Hydra nor a command."""
-    lines = Path(config_folder(), file).read_text().splitlines()
+    lines = Path(config_folder(), file).read_text(encoding="utf-8").splitlines()
     found = (line for line in lines if line.startswith("# ") and not re.match("# (@package|python -m)", line))
     return next(found, "# ").removeprefix("# ")
 
@@ -206,7 +206,7 @@ def comments(file: str) -> dict[str, str]:
     above: list[str] = []
     path: list[str] = []
     at_start = True
-    for line in Path(config_folder(), file).read_text().splitlines():
+    for line in Path(config_folder(), file).read_text(encoding="utf-8").splitlines():
         text = line.strip()
         if text.startswith("#"):
             above.append(text.removeprefix("#").strip())

@@ -45,7 +45,9 @@ def record(folder: Path) -> Path:
         raise InputError(f"{folder} was not trained by python -m stn.train, whose settings name a result")
     name = experiment(environment["command"])
     path = RESULTS / name.replace("/", "-") / f"{plain['seed']}.json"  # of a group such as data/distortion
-    if path.exists() and source_of(json.loads(path.read_text())["config"]["data"]) != source_of(settings["data"]):
+    if path.exists() and source_of(json.loads(path.read_text(encoding="utf-8"))["config"]["data"]) != source_of(
+        settings["data"]
+    ):
         raise InputError(f"{path} is of other images than {folder}: move it, or name them by a setting")
     result = {"experiment": name, "seed": plain["seed"], **environment}
     if (evaluation := folder / "evaluation" / "evaluation.json").is_file():
@@ -102,7 +104,7 @@ def read_results() -> dict[str, list[Result]]:
     """All results, by experiment, in the order of the seeds."""
     found: dict[str, list[Result]] = defaultdict(list)
     for path in sorted(RESULTS.glob("*/*.json"), key=lambda path: (path.parent.name, len(path.name), path.name)):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         if "curve" in content:
             found[content["experiment"]].append(content)
     return dict(found)

@@ -21,8 +21,8 @@ MARKS = ("<!-- made from results/ by python -m stn.record -->", "<!-- end -->")
 def make_pages() -> None:
     """Writes docs/results.md, its picture, and the table of README."""
     results = read_results()
-    PAGE.write_text(page(results))
-    README.write_text(with_tables(README, front_page(results)))
+    PAGE.write_text(page(results), encoding="utf-8")
+    README.write_text(with_tables(README, front_page(results)), encoding="utf-8")
     draw_published(results).savefig(PICTURE, dpi=120)
     draw_arms(results).savefig(ANGLES, dpi=120)
 
@@ -91,7 +91,7 @@ def page(results: Mapping[str, Sequence[Result]]) -> str:
 
 def with_tables(path: Path, tables: str) -> str:
     """The text of a page with the tables between its marks made anew. Raises InputError if a mark is missing."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     place = re.compile(f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}", re.DOTALL)
     if len(place.findall(text)) != 1:
         raise InputError(f"{path} must have one place for tables, from {MARKS[0]} to {MARKS[1]}")
@@ -110,9 +110,9 @@ def draw_arms(results: Mapping[str, Sequence[Result]]) -> Figure:
 
 def draw_published(results: Mapping[str, Sequence[Result]]) -> Figure:
     """The test accuracy of each epoch of the published systems, measured and published."""
-    with (RESULTS / "published_logs.csv").open(newline="") as file:
+    with (RESULTS / "published_logs.csv").open(encoding="utf-8", newline="") as file:
         logs = list(csv.DictReader(file))
-    names = [name for name in json.loads((RESULTS / "published.json").read_text()) if name in results]
+    names = [name for name in json.loads((RESULTS / "published.json").read_text(encoding="utf-8")) if name in results]
     figure = Figure(figsize=(11, 2.8), layout="constrained")
     for axes, name in zip(figure.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0], names, strict=False):
         for run in results[name]:

@@ -181,7 +181,7 @@ def digits(results: Mapping[str, Sequence[Result]]) -> str:
     """The table of the errors on distorted digits, as published and as measured."""
     columns = ("R", "RTS", "P", "E", "TC")
     rows: list[Sequence[str]] = [("network", "warp", "", *columns, "seeds")]
-    for row in json.loads((RESULTS / "jaderberg2015.json").read_text()):
+    for row in json.loads((RESULTS / "jaderberg2015.json").read_text(encoding="utf-8")):
         rows.append((row["network"], row["warp"], "published", *(str(row.get(column, "")) for column in columns), "3"))
     found: dict[tuple[str, str, str], dict[str, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():
@@ -246,7 +246,7 @@ def colocalized() -> str:
     """The table of the co-localizations; empty without any."""
     groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     for path in sorted((RESULTS / "colocalization").glob("*.json")):
-        one = json.loads(path.read_text())
+        one = json.loads(path.read_text(encoding="utf-8"))
         groups[one["images_of"], one["data"]["distortion"]["pieces"], one["category"]].append(one)
     rows = [("images", "pieces", "class", "found", "mean overlap", "seeds", "shortest time")]
     for (kind, pieces, category), found in groups.items():
@@ -261,7 +261,7 @@ def colocalized() -> str:
 def systems(results: Mapping[str, Sequence[Result]]) -> str:
     """The table of the published systems, and of what is made of them."""
     rows = [("preset", "parameters", "epochs", "published", "measured: best", "last", "seeds")]
-    for name, published in json.loads((RESULTS / "published.json").read_text()).items():
+    for name, published in json.loads((RESULTS / "published.json").read_text(encoding="utf-8")).items():
         runs = results.get(name, [])
         said = [f"{key} {published[key]:.2%}" for key in ("best", "last") if key in published]
         if not runs:

@@ -146,7 +146,7 @@ def read_text(path: Path) -> str:
     """The text of a file. Raises ValueError for one that is too large or not a file."""
     if not path.is_file() or path.stat().st_size > LARGEST_TEXT:
         raise ValueError(f"it is not a file of at most {LARGEST_TEXT:,} bytes")
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def nodes(content: Any) -> Iterator[Any]:

@@ -135,6 +135,14 @@ def test_a_run_does_not_need_its_output(output: str, tmp_path: Path) -> None:
     assert "test_accuracy" in json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
+def test_a_terminal_may_have_ascii_alone(command: Command, tmp_path: Path) -> None:
+    assert command(*RUN).returncode == 0
+    ascii_alone = environment() | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    line = [sys.executable, "-m", "stn.evaluate", "run"]
+    found = subprocess.run(line, cwd=tmp_path, env=ascii_alone, capture_output=True, encoding="ascii")
+    assert found.returncode == 0 and "transformer scale" in found.stdout and "?" in found.stdout, found.stderr
+
+
 @pytest.mark.parametrize("removed", ["run/figures", "run/checkpoints"])
 @pytest.mark.parametrize("phase", ["on_train_epoch_start", "on_train_epoch_end", "on_fit_end"])
 def test_a_folder_that_is_removed_does_not_end_a_run(

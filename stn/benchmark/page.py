@@ -20,14 +20,14 @@ HEADS = {
 
 def make_page() -> None:
     """Writes docs/speed.md with its tables made anew."""
-    PAGE.write_text(with_tables(PAGE, tables()))
+    PAGE.write_text(with_tables(PAGE, tables()), encoding="utf-8")
 
 
 def tables() -> str:
     """The tables of all machines, each under a heading that names machine, versions, commit and date."""
     parts = []
     for path in sorted(KEPT.glob("*.json")):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         on = found["machine"]
         name = on.get("gpu") or f"{on['processor']}, {on['cores']} cores"
         versions = ", ".join(f"{library} {number}" for library, number in found["versions"].items())

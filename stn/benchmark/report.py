@@ -63,9 +63,9 @@ def report(
     found = provenance(device)
     said = found["machine"] | {"torch": torch.__version__, "commit": found["commit"]}
     where = ", ".join(f"{name} {cell(value)}" for name, value in said.items())
-    (folder / f"{what}.json").write_text(json.dumps(found | {"rows": rows}, indent=2) + "\n")
+    (folder / f"{what}.json").write_text(json.dumps(found | {"rows": rows}, indent=2) + "\n", encoding="utf-8")
     lines = [list(rows[0]), *([cell(value) for value in row.values()] for row in rows)]
-    (folder / f"{what}.md").write_text(f"{table(lines)}\n\n{where}\n")
+    (folder / f"{what}.md").write_text(f"{table(lines)}\n\n{where}\n", encoding="utf-8")
     shown = Table(caption=where, padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
     for column in zip(*lines, strict=True):
         shown.add_column(column[0], min_width=max(len(word) for text in column for word in text.split(" ")))
@@ -94,5 +94,5 @@ def keep(rows: dict[str, list[dict[str, Any]]], device: torch.device) -> Path:
     name = on.get("gpu") or " ".join([on["processor"], f"{on['cores']} cores", *on["features"][:1]])
     path = KEPT / f"{re.sub('[^a-z0-9_]+', '-', name.lower()).strip('-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found | {"benchmarks": rows}, indent=2) + "\n")
+    path.write_text(json.dumps(found | {"benchmarks": rows}, indent=2) + "\n", encoding="utf-8")
     return path

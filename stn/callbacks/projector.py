@@ -34,13 +34,13 @@ def write_projector(folder: Path, embeddings: Sequence[Embedding]) -> None:
         (folder / within).mkdir(parents=True)
         np.savetxt(folder / within / "vectors.tsv", embedding.vectors.float().cpu().numpy(), "%.4g", "\t")
         lines = ["class\tpredicted", *("\t".join(" ".join(name.split()) for name in row) for row in embedding.rows)]
-        (folder / within / "labels.tsv").write_text("\n".join(lines) + "\n")
+        (folder / within / "labels.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         sprite(embedding.images).save(folder / within / "sprite.png")
         entry = config.embeddings.add(tensor_name=embedding.name, tensor_path=str(within / "vectors.tsv"))
         entry.metadata_path = str(within / "labels.tsv")
         entry.sprite.image_path = str(within / "sprite.png")
         entry.sprite.single_image_dim.extend([THUMBNAIL, THUMBNAIL])
-    (folder / "projector_config.pbtxt").write_text(str(config))
+    (folder / "projector_config.pbtxt").write_text(str(config), encoding="utf-8")
 
 
 def sprite(images: Tensor) -> Image.Image:

@@ -102,7 +102,7 @@ def check_memory(count: int, channels: int, side: int) -> None:
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):  # there is none, or it says "max"
-        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     needed = 2 * count * channels * side**2  # the split into training and validation is a copy
     if needed > memory:
         raise ValueError(

@@ -43,7 +43,7 @@ def make_page(run: Run, config: DictConfig, *, robustness: bool = True) -> str:
         about.repetition(trained, numbers["provenance"], text),
     ]
     facts = about.facts(run, config, numbers, trained)
-    return Template(TEMPLATE.read_text()).substitute(
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(about.title(config)),
         accuracy=share(numbers["accuracy"]),
         images=f"{numbers['images']:,} test images",
