@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 import matplotlib
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from stn.layers import SpatialTransformer
 from stn.networks import Normalization
+
+Item = TypeVar("Item")
 
 # Okabe and Ito's colours, which the colour-blind tell apart, and which differ in print too.
 BLUE, VERMILION, YELLOW, GREEN, GREY = "#0072B2", "#D55E00", "#F0E442", "#009E73", "#777777"
@@ -114,6 +117,13 @@ def readings(
             images, borders, warped, captions, right or unknown, truths, strict=True
         )
     ]
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` of some items, 2 or more, as evenly as possible, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -18,11 +18,10 @@ import stn
 from stn.config import compose
 from stn.evaluation import evaluate
 from stn.evaluation_files import write_files
-from stn.figures import Reading
+from stn.figures import Reading, evenly
 from stn.reporting import page as reporting_page
 from stn.reporting.about import facts
 from stn.reporting.charts import Axis, Line, chart, share_axis
-from stn.reporting.epochs import evenly
 from stn.reporting.evaluated import TICKS, classes, confusion
 from stn.reporting.page import make_page
 from stn.reporting.parts import cell, table

@@ -11,10 +11,11 @@ from torch import Tensor
 from stn.callbacks.pictures import drawing, log_picture
 from stn.classifier import Classifier
 from stn.data.resident import ResidentDataModule
-from stn.figures import Reading, readings, sheet
+from stn.figures import Reading, evenly, readings, sheet
 from stn.layers import recording, transformers
 
 MOST_SHOWN = 10  # TensorBoard keeps so many pictures of a tag, and drops others by chance
+MOST_FRAMES = 60  # each takes a tenth of a second, also when a run is told to end
 
 
 class WarpGallery(pl.Callback):
@@ -26,7 +27,8 @@ class WarpGallery(pl.Callback):
     folder: of the pictures.
     images: how many images of the validation set are shown, chosen once and spread over the classes.
     The image itself is warped, even for a transformer on a feature map. The pictures of all epochs are in
-    `folder`/warps/<transformer>_epoch_<n>.png. At the end they become the animation `folder`/warps_<transformer>.gif.
+    `folder`/warps/<transformer>_epoch_<n>.png. At the end 60 of them, or all, become the animation
+    `folder`/warps_<transformer>.gif.
     TensorBoard and other loggers get those of the epochs in `shown_epochs`.
     Raises ValueError if images is below 1.
     """
@@ -82,9 +84,10 @@ class WarpGallery(pl.Callback):
         self._animate()
 
     def _animate(self) -> None:
-        for name, paths in self.frames.items():
+        for name, drawn in self.frames.items():
             with drawing(f"the animation of {name}"):
-                frames = [Image.open(path, formats=["PNG"]).quantize(128) for path in paths if path.exists()]
+                paths = evenly([path for path in drawn if path.exists()], MOST_FRAMES)
+                frames = [Image.open(path, formats=["PNG"]).quantize(128) for path in paths]
                 # The last frame stays for a second.
                 times = [200] * (len(frames) - 1) + [1000]
                 path = self.folder / f"warps_{name}.gif"
@@ -94,9 +97,7 @@ class WarpGallery(pl.Callback):
 
 def shown_epochs(last: int, every: int = 1) -> set[int]:
     """At most ten of the epochs up to `last` of which each `every`th is validated: evenly, with the first and last."""
-    validated = range(every, last + 1, every)
-    count = min(MOST_SHOWN, len(validated))
-    return {validated[round(index * (len(validated) - 1) / max(1, count - 1))] for index in range(count)}
+    return set(evenly(range(every, last + 1, every), MOST_SHOWN))
 
 
 def spread_over_classes(labels: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from stn.errors import user_errors
+from stn.figures import evenly
 from stn.reporting.charts import Line, chart, fitted_axis
 from stn.reporting.parts import Section, image, paragraph, reduced, scrolled, table
 from stn.results import CURVE, curve
@@ -74,13 +75,6 @@ def find_frames(folder: Path) -> dict[str, list[tuple[int, Path]]]:
             found[name].append((int(number), path))
     most = max(2, MOST_FRAMES // max(1, len(found)))
     return {name: evenly(sorted(found[name]), most) for name in sorted(found)}
-
-
-def evenly(frames: Sequence[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
-    """At most `most` of some frames, as evenly as possible, the first and the last among them."""
-    if len(frames) <= most:
-        return list(frames)
-    return [frames[round(index * (len(frames) - 1) / (most - 1))] for index in range(most)]
 
 
 def galleries(folder: Path, epochs: Epochs) -> str:
