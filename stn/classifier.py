@@ -37,7 +37,7 @@ class Classifier(pl.LightningModule):
     pose_weight: of the loss of the first transformer against the true poses, where the data set knows them, see
         `Warp.pose_loss`.
     pose_label_weight: of the loss of the labels on the features of the first transformer's localization, by a head that
-        is used in training alone. What is upright is told best by features that tell the classes too.
+        is used in training alone. Features that tell the classes apart also tell best which way is up.
     tta: the views of each image whose probabilities are averaged outside training. none: the image; mirror: its mirror
         image too; six: also both shifted by a pixel towards two corners, each of these four half as much (K. Jordan
         2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5); turns: the image in 12 directions, of

@@ -49,7 +49,7 @@ def run(composed: DictConfig) -> Any:
         if cli.received:
             raise
         is_job = HydraConfig.get().mode is RunMode.MULTIRUN
-        # What is refused before it begins is told on the screen alone, unless a sweep has others beside it.
+        # A run that is refused before it begins prints its error only; a job of a sweep also keeps it in its folder.
         is_told = is_job or has_logged(folder) or not config.explain(error)
         is_kept = last_begun(folder) != begun or (begun is None and is_told)
         code = cli.report_error("stn.train", error, folder if is_kept else None)

@@ -98,7 +98,7 @@ class Optimization:
         return list(groups.values())
 
     def is_fused(self, clipped: bool) -> bool:
-        """Whether the optimizer is fused. Not if gradients are `clipped`: Lightning cannot clip for a fused one."""
+        """Whether the optimizer is fused. Not if gradients are `clipped`: Lightning forbids both in mixed precision."""
         return self.fused and self.algorithm != "muon" and not clipped
 
     def build(

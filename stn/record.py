@@ -20,15 +20,15 @@ def main() -> None:
     arguments = parser.parse_args()
     with cli.exit_codes("stn.record"):
         # Here, since --help must not wait for them.
-        from stn.benchmark.page import make_page
+        from stn.benchmark.page import make_speed_page
         from stn.reference import make_reference
         from stn.results import record
-        from stn.results_page import make_pages
+        from stn.results_page import make_result_pages
 
         for folder in arguments.runs:
             print(record(folder))
-        make_pages()
-        make_page()
+        make_result_pages()
+        make_speed_page()
         make_reference()
 
 

@@ -18,7 +18,7 @@ ANGLES = Path("docs/angle.png")
 MARKS = ("<!-- made from results/ by python -m stn.record -->", "<!-- end -->")
 
 
-def make_pages() -> None:
+def make_result_pages() -> None:
     """Writes docs/results.md, its picture, and the table of README."""
     results = read_results()
     PAGE.write_text(page(results), encoding="utf-8")

@@ -78,7 +78,7 @@ class Run:
             within_a_run = path.parent.name in ("checkpoints", "export") and beside.is_file()
             folder, checkpoint = path.parent.parent if within_a_run else path.parent, path
         content = load_checkpoint(checkpoint)
-        classifier = build_network(content, checkpoint, allow)
+        classifier = rebuild_classifier(content, checkpoint, allow)
         classifier.freeze()
         return cls(
             folder=folder,
@@ -227,7 +227,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def build_network(content: dict[str, Any], checkpoint: Path, allow: Sequence[str] = ()) -> Classifier:
+def rebuild_classifier(content: dict[str, Any], checkpoint: Path, allow: Sequence[str] = ()) -> Classifier:
     """The classifier in the content of a checkpoint. Raises InputError if it may not or cannot be built."""
     settings, weights = content["hyper_parameters"], content["state_dict"]
     try:

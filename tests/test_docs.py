@@ -35,6 +35,15 @@ NOT_RUN = {
 SIZES = [setting for setting in TINY if re.match("data.(train_images|test_images|batch_size)=", setting)]
 
 
+EVERY_PAGE = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    for name in re.findall(r"`((?:tests|stn|conf|docs|notebooks|results)/[\w/.-]+)`", page.read_text()):
+        assert (ROOT / name).exists(), name
+
+
 class Block(NamedTuple):
     """A block of code on a page."""
 

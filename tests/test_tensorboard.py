@@ -64,7 +64,7 @@ def test_every_chart_of_the_layout_has_its_scalars(address: str) -> None:
     categories = fetch(address, "plugin/custom_scalars/layout")["category"]
     assert [category["title"] for category in categories] == ["accuracy and loss", "transformer"]
     charts = [chart for category in categories for chart in category["chart"]]
-    assert len(charts) == 8
+    assert len(charts) == 9
     for chart in charts:
         wanted = chart["multiline"]["tag"] if "multiline" in chart else chart["margin"]["series"][0].values()
         for pattern in wanted:

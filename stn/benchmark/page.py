@@ -18,7 +18,7 @@ HEADS = {
 }
 
 
-def make_page() -> None:
+def make_speed_page() -> None:
     """Writes docs/speed.md with its tables made anew."""
     PAGE.write_text(with_tables(PAGE, tables()), encoding="utf-8")
 

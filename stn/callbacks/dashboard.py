@@ -31,7 +31,7 @@ class Dashboard(pl.Callback):
     """Shows what belongs together in one chart, and, after the test, what the tested network does.
 
     From the start the tab CUSTOM SCALARS has training and validation together, and for each transformer rotation, scale
-    and shift with their spread, the pose error and θ, see `ThetaMonitor`.
+    and shift with their spread, the errors of the pose and θ, see `ThetaMonitor`.
     After the test: the confusion matrix of the validation set, also in `folder`/confusion_matrix.png; GRAPHS has the
     network; PROJECTOR has test images, what each transformer reads of them, and the input of the last linear layer.
     folder: of the picture.
@@ -135,7 +135,8 @@ def layout(network: nn.Module) -> dict[str, dict[str, list[Any]]]:
         for title, quantity in CHARTS.items():
             band = [f"{name}_band/{quantity}_{end}" for end in ("low", "high")]
             charts[title] = ["Margin", [f"{name}/{quantity}_mean", *band]]
-        charts["pose error (pixels)"] = ["Multiline", [f"{name}/pose_error_pixels$"]]
+        charts["pose error (pixels)"] = ["Multiline", [f"{name}/{error}_error_pixels$" for error in ("pose", "corner")]]
+        charts["angle error (degrees)"] = ["Multiline", [f"{name}/angle_error_degrees$"]]
         charts["θ"] = ["Multiline", [f"{name}_theta/"]]
         found[name] = charts
     return found

@@ -20,8 +20,8 @@ class ThetaMonitor(pl.Callback):
 
     If several views of each image are scored, all count. It warns once when more than half of the images are lost.
 
-    If the data has poses, it logs <transformer>/pose_error_pixels of the validation set and
-    test/<transformer>_pose_error_pixels of the test set, see `PoseError`. Only transformers on the image have one.
+    If the data has poses, it logs each of `POSE_ERRORS`, as <transformer>/<name> of the validation set and as
+    test/<transformer>_<name> of the test set, see `PoseError`. Only transformers on the image have them.
     """
 
     def __init__(self) -> None:

@@ -187,8 +187,7 @@ class AffineDistortion(WarpDistortion):
         super().__init__(**common)  # type: ignore[arg-type]
         if not 0 <= rotation <= 180:
             raise ValueError(f"rotation must lie between 0 and 180 degrees, not {rotation}")
-        if len(scale) != 2 or not 0.05 <= scale[0] <= scale[1] <= 20:
-            raise ValueError(f"scale must be two numbers from 0.05 to 20, the smaller one first, not {list(scale)}")
+        check_scale(scale)
         if not 1 <= aspect <= 4 or not 0 <= shear <= 2 or not (shift is None or 0 <= shift <= 10):
             raise ValueError(
                 f"aspect must lie in [1, 4], shear in [0, 2] and shift in [0, 10], not {aspect}, {shear} and {shift}"
@@ -228,7 +227,8 @@ class ProjectiveDistortion(WarpDistortion):
         **common: object,
     ) -> None:
         super().__init__(**common)  # type: ignore[arg-type]
-        check_displacement(scale, displacement)
+        check_scale(scale)
+        check_displacement(displacement)
         self.scale, self.displacement, self.along_diagonal = tuple(scale), displacement, along_diagonal
 
     def draw(self, count: int, size: int, generator: torch.Generator) -> Tensor:
@@ -266,7 +266,8 @@ class ElasticDistortion(Distortion):
 
     def __init__(self, scale: Sequence[float] = (0.75, 1.0), displacement: float = 1.5, **common: object) -> None:
         super().__init__(**common)  # type: ignore[arg-type]
-        check_displacement(scale, displacement)
+        check_scale(scale)
+        check_displacement(displacement)
         self.scale, self.displacement, self.spline = tuple(scale), displacement, ThinPlateSpline(4)
 
     def side(self, size: int) -> int:
@@ -293,9 +294,13 @@ class ElasticDistortion(Distortion):
         return ratio * found
 
 
-def check_displacement(scale: Sequence[float], displacement: float) -> None:
-    """Raises ValueError for values out of range."""
+def check_scale(scale: Sequence[float]) -> None:
+    """Raises ValueError for a range of scales that cannot be drawn from."""
     if len(scale) != 2 or not 0.05 <= scale[0] <= scale[1] <= 20:
         raise ValueError(f"scale must be two numbers from 0.05 to 20, the smaller one first, not {list(scale)}")
+
+
+def check_displacement(displacement: float) -> None:
+    """Raises ValueError for a displacement out of range."""
     if not 0 <= displacement <= 100:
         raise ValueError(f"displacement must lie between 0 and 100 pixels, not {displacement}")

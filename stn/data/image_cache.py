@@ -60,7 +60,7 @@ def recall(cache: Path, name: str, shape: tuple[int, ...]) -> Tensor | None:
 def keep(images: Tensor, cache: Path, name: str) -> None:
     """Keeps images (N, C, H, W) under a name, and removes the files of the cache that were not used for longest.
 
-    Together they take `LARGEST_CACHE` bytes at most. A folder that cannot be written is told to the log.
+    Together they take `LARGEST_CACHE` bytes at most. The log tells if the folder cannot be written.
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)

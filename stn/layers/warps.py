@@ -19,7 +19,7 @@ from stn.layers.sampling import is_traced, sample, without_autocast
 LARGEST_LATTICE = 32  # control points a side: one for each pixel of a small image
 MOST_ANGLES = 360
 FARTHEST_REACH = 100  # of the scale, and of the shift in half-widths
-FAR_TURN = math.radians(29)  # two angles that are as far apart are two hypotheses
+FAR_TURN = math.radians(29)  # angles that are at least as far apart count as two hypotheses
 
 FOUND_WITHIN = 1e-3  # half-widths: an inverse that misses by more than a hundredth of a pixel in 32 is no inverse
 

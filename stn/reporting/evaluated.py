@@ -34,7 +34,7 @@ def transformers(numbers: Mapping[str, Any]) -> str:
     head = ["transformer", *(names[key] for key in QUANTITIES), "images lost", *["pose error (pixels)"] * with_pose]
     return table(head, rows, "What each transformer does") + paragraph(
         "Mean ± standard deviation over the test images. A scale below 1 zooms in. An image is lost if more than half "
-        "of what is read lies beyond its border."
+        "of what is read lies beyond its border, or if it shrinks to a line or a point."
     )
 
 
@@ -135,7 +135,7 @@ def calibration(numbers: Mapping[str, Any]) -> Section:
     charts = chart(x, share_axis("accuracy"), [*right, rule], said)
     charts += chart(x, fitted_axis("images", [0, *(one.height for one in many)]), many, "Images by probability")
     explained = (
-        f"The expected calibration error is {share(error)}: by so much accuracy and probability differ on average, in "
+        f"The expected calibration error is {share(error)}: accuracy and probability differ by this on average, in "
         f"{len(numbers['calibration'])} bins of the probability. Bars that reach above the dashed line: the network is "
         "right more often than it says."
     )
