@@ -21,6 +21,7 @@ from stn.layers import transformers
 from stn.options import check_file, shown
 from stn.process import prepare_process
 from stn.run import Run
+from stn.scoring import finite_scores
 
 LARGEST_DIFFERENCE = 1e-4
 RANDOM_IMAGES = 256
@@ -88,6 +89,8 @@ def export(
             run.classifier.tta = tta or "none"  # type: ignore[assignment]  # checked by the command
     network = ExportedNetwork(run.classifier, getattr(torch, dtype or "uint8"), theta)
     images, said = comparison_images(run, overrides, None if check == "all" else int(check))
+    with torch.no_grad():
+        finite_scores(run.classifier, images[:1])
     metadata = describe(run, network)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

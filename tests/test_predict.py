@@ -391,7 +391,7 @@ def test_a_network_that_has_diverged_is_refused(trained: Path, command: Command,
     for path in folder.glob("checkpoints/*.ckpt"):
         changed(path, diverge)
     Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
-    for verb, more in (("predict", ["source=x.png"]), ("evaluate", []), ("report", [])):
+    for verb, more in (("predict", ["source=x.png"]), ("evaluate", []), ("report", []), ("export", ["format=onnx"])):
         found = command("run", *more, verb=verb)
         refused(found, "the network has diverged, its scores are not finite", program=f"stn.{verb}")
     assert not (folder / "predictions").exists() and not (folder / "evaluation").exists()
