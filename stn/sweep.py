@@ -79,7 +79,10 @@ def arguments(words: Sequence[str]) -> list[str]:
     """
     multirun = ("-m", "--multirun", "hydra.mode=MULTIRUN")
     given = [word for word in words if word.startswith("resume=")]
-    if not given or set(multirun).isdisjoint(words):
+    if set(multirun).isdisjoint(words):
+        return list(words)
+    if not given:
+        check_new(words)
         return list(words)
     rest = [word for word in words if word not in (*multirun, *given)]
     for before, word in zip(["", *rest], rest, strict=False):
@@ -94,6 +97,16 @@ def arguments(words: Sequence[str]) -> list[str]:
         if text.startswith(chooses) and text not in map(hydra_word, rest):
             raise InputError(f"{folder} was started with {text}, which says what its jobs are: give it again")
     return ["-m", *settings, f"hydra.sweep.dir={quoted(str(folder))}", "hydra.callbacks.sweep.resumes=true", *rest]
+
+
+def check_new(words: Sequence[str]) -> None:
+    """Raises InputError for a new sweep in the folder of another, whose settings it would replace."""
+    for word in words:
+        key, _, where = expand_home(word).partition("=")
+        folder = Path(where)
+        if key == "hydra.sweep.dir" and (folder / "multirun.yaml").exists() and "overwrite=true" not in words:
+            go_on = shlex.join(["-m", f"resume={folder}"])
+            raise InputError(f"{folder} holds a sweep already: go on with it by {go_on}, or set overwrite=true")
 
 
 def find_sweep(where: str) -> Path:

@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from stn.build import build_classifier, build_data, build_trainer, read_data
 from stn.callbacks import History
@@ -35,7 +36,17 @@ from stn.config import save, save_epochs, shell_word, write
 from stn.data.resident import ResidentDataModule
 from stn.errors import DivergedError, InputError, LostProcessError, user_errors
 from stn.hyperparameters import hyperparameters, varied
-from stn.layers import NotFiniteError, share_left, transformers
+from stn.layers import (
+    Affine,
+    NotFiniteError,
+    Projective,
+    RotationClasses,
+    Similarity,
+    ThinPlateSpline,
+    Warp,
+    share_left,
+    transformers,
+)
 from stn.process import LockedError, locked, prepare_process, warn_of_threads
 from stn.provenance import provenance
 from stn.resuming import continue_loggers, continue_runs, last_checkpoint, purge_events
@@ -51,7 +62,16 @@ FILES = (
     *("events.out.tfevents.*", "projector_config.pbtxt", "mlflow.db"),
 )
 FEW_IMAGES = 100  # below so many held out, the best epoch is chosen by chance
-LARGEST_SHARE_LEFT = 0.5  # of a distortion that the warp is unable to undo
+# Of a distortion that the warp is unable to undo.
+LARGEST_SHARE_LEFT, SHARE_LEFT_TO_TELL = 0.5, 0.2
+UNDOING: dict[str, Warp] = {  # the plainest first
+    "model/warp=rotation_classes": RotationClasses(),
+    "model/warp=rotation_classes model.warp.span=360 model.warp.classes=24": RotationClasses(24, 360),
+    "model/warp=similarity": Similarity(),
+    "model/warp=affine": Affine(),
+    "model/warp=projective": Projective(),
+    "model/warp=tps": ThinPlateSpline(),
+}
 RESTARTS = 3  # after divergence, each with half the learning rate
 
 
@@ -155,7 +175,7 @@ def fit(
         say(f"{os.path.relpath(config.folder)}: {describe(config, trainer, classifier)}")
         warn_of_threads(trainer.strategy.root_device)
     read_data(data, "fit", "test")
-    check_poses(config, data, classifier)
+    check_poses(trainer, config, data, classifier)
     if trainer.is_global_zero:
         warn_of_few_images(trainer, data)
     classifier.data_digest = data.digest
@@ -222,8 +242,8 @@ def check_learning(config: DictConfig) -> None:
         raise InputError(f"pose_weight={weight} needs model.transformer.align_corners=false: leave out one of the two")
 
 
-def check_poses(config: DictConfig, data: ResidentDataModule, classifier: Classifier) -> None:
-    """Raises InputError if poses cannot be learned as `pose_weight` asks for."""
+def check_poses(trainer: pl.Trainer, config: DictConfig, data: ResidentDataModule, classifier: Classifier) -> None:
+    """Raises InputError if poses cannot be learned as `pose_weight` asks for, and warns if many cannot."""
     if not config.pose_weight:
         return
     said = f"pose_weight={config.pose_weight}"
@@ -241,11 +261,25 @@ def check_poses(config: DictConfig, data: ResidentDataModule, classifier: Classi
     if figures.ndim != 3:
         raise InputError(f"{said} needs images whose poses are known: set data/distortion=rts, or data=shapes")
     left = share_left(deepcopy(first.warp).cpu(), figures[:64].cpu())
-    if left > LARGEST_SHARE_LEFT:
-        raise InputError(
-            f"{said}: {type(first.warp).__name__} leaves {left:.0%} of the distortion of these images: choose another "
-            "model/warp, such as similarity, or another data/distortion"
-        )
+    if left > SHARE_LEFT_TO_TELL:
+        advice = warp_for(figures[:64].cpu(), is_poses=config.tta == "poses")
+        told = f"{said}: {type(first.warp).__name__} leaves {left:.0%} of the distortion of these images: {advice}"
+        if left > LARGEST_SHARE_LEFT:
+            raise InputError(told)
+        if trainer.is_global_zero:
+            log.warning(told)
+
+
+def warp_for(figures: Tensor, is_poses: bool) -> str:
+    """The settings of the plainest family of warps that can undo a distortion, in words.
+
+    figures (N, 16, 2): where in the images the `figure_points` are. is_poses: whether tta=poses reads the images.
+    """
+    for words, warp in UNDOING.items():
+        if share_left(warp, figures) < SHARE_LEFT_TO_TELL / 2:
+            reads = " tta=null" if is_poses and not isinstance(warp, RotationClasses) else ""
+            return f"set {words}{reads}"
+    return "choose another data/distortion"
 
 
 def chooser(trainer: pl.Trainer) -> pl.callbacks.Checkpoint | None:
@@ -267,15 +301,19 @@ def warn_of_few_images(trainer: pl.Trainer, data: ResidentDataModule) -> None:
 
 
 def make_folder(folder: Path, overwrite: bool) -> None:
-    """Makes the folder of a run. Raises InputError for one that holds a run, unless `overwrite`."""
+    """Makes the folder of a run. Raises InputError for one that holds a run, unless `overwrite`, or anything else."""
     if folder.resolve() == Path.cwd():
         raise InputError("a run would fill the current folder: give it one of its own, such as hydra.run.dir=runs/mine")
     if (folder / "config.yaml").exists() and not overwrite:
         go_on = shell_word("resume", str(folder))
         raise InputError(f"{folder} holds a run already: go on with it by {go_on}, or set overwrite=true")
-    if not overwrite and (others := [name for name in FOLDERS if (folder / name).exists()]):
-        raise InputError(f"{folder} holds {others[0]}/ already, which is no run's: give another folder, or empty it")
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").exists():
+        left = ("train.log", *FILES, *(FOLDERS if overwrite else ()))  # by an attempt
+        others = [path for path in sorted(folder.iterdir()) if not any(map(path.match, left))]
+        if others:
+            name = others[0].name + "/" * others[0].is_dir()
+            raise InputError(f"{folder} holds {name} already, which is no run's: give another folder, or empty it")
 
 
 def empty_folder(folder: Path) -> None:

@@ -83,7 +83,7 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
         ("pose_weight=1 model.placement=none", "pose_weight=1 needs a transformer: set model.placement=input"),
         (
             "pose_weight=1 data/distortion=clutter data.distortion.pieces=3 model/warp=rotation",
-            "of the distortion of these images: choose another model/warp, such as similarity, or another",
+            "of the distortion of these images: set model/warp=similarity",
         ),
         ("pose_weight=1 data.flip=true", "needs the poses of the data set, which are moved: set data.flip=false"),
         (
@@ -216,6 +216,21 @@ def test_what_is_refused_leaves_nothing(command: Command, tmp_path: Path) -> Non
     assert (tmp_path / "mine").is_dir()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith(".std")]
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_is_not_written_among_the_users_files(command: Command, tree: Path) -> None:
+    before = sorted(tree.rglob("*"))
+    for more in ([], ["overwrite=true"]):
+        found = command(*FOLDER, *QUICK, "hydra.run.dir=images", *more)
+        refused(found, "images holds test/ already, which is no run's: give another folder, or empty it")
+    assert sorted(tree.rglob("*")) == before
+
+
+def test_a_turn_beyond_the_warps_reach_is_told(command: Command, tree: Path) -> None:
+    turned = ["data/distortion=rotation", "data.distortion.rotation=180", "model/warp=rotation_classes"]
+    found = command(*FOLDER, *QUICK, *turned, "pose_weight=1", "data.batch_size=8", "data.flip=false", "data.shift=0")
+    assert found.returncode == 0, found.stderr
+    assert "set model/warp=rotation_classes model.warp.span=360 model.warp.classes=24" in found.stdout
 
 
 def test_what_is_refused_after_it_has_logged_leaves_its_error(command: Command, tree: Path) -> None:

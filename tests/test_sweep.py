@@ -161,6 +161,15 @@ def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
     assert times(tmp_path / "0") == before
 
 
+def test_a_sweep_in_the_folder_of_another_is_refused(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").write_text("kept")
+    found = command("-m", *SETTINGS, "seed=5", "hydra.sweep.dir=sweep")
+    assert found.returncode == 2 and "sweep holds a sweep already: go on with it by -m resume=sweep" in found.stderr
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["multirun.yaml"]
+    assert (tmp_path / "sweep" / "multirun.yaml").read_text() == "kept"
+
+
 def test_an_attempt_that_is_refused_leaves_no_error_in_the_folder_of_a_run(command: Command, tmp_path: Path) -> None:
     interrupted(compose(SETTINGS, tmp_path / "run"))
     for words in (["resume=run", "optimizer.lr=1"], [*SETTINGS, "hydra.run.dir=run"]):

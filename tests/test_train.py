@@ -21,9 +21,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stn.classifier import Classifier
+from stn.data import AffineDistortion, ElasticDistortion, ProjectiveDistortion
+from stn.data.distortion import Distortion
 from stn.layers import SpatialTransformer
 from stn.run import Run
-from stn.training import train
+from stn.training import train, warp_for
 
 TIMES = {"seconds", "seconds_per_epoch", "images_per_second"}
 
@@ -311,6 +313,22 @@ def test_the_pose_error_falls_in_training(composed: Callable[..., DictConfig], t
     errors = [float(value) for value in found if value]
     assert len(errors) == 4 and errors[-1] < 0.95 * errors[0]
     assert figures(tmp_path / "run")["test_transformer_pose_error_pixels"] < 0.95 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("distortion", "words"),
+    [
+        (AffineDistortion(90), "set model/warp=rotation_classes"),
+        (AffineDistortion(180), "set model/warp=rotation_classes model.warp.span=360 model.warp.classes=24"),
+        (AffineDistortion(45, aspect=1.3, shear=0.3), "set model/warp=affine tta=null"),
+        (ProjectiveDistortion(), "set model/warp=projective tta=null"),
+        (ElasticDistortion(), "set model/warp=tps tta=null"),
+    ],
+)
+def test_the_plainest_warp_that_undoes_a_distortion_is_named(distortion: Distortion, words: str) -> None:
+    _, figures = distortion(torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.Generator().manual_seed(0))
+    assert warp_for(figures, is_poses=True) == words
+    assert warp_for(figures, is_poses=False) == words.removesuffix(" tta=null")
 
 
 def test_a_run_warns_of_nothing(command: Command) -> None:
