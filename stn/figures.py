@@ -14,7 +14,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -239,19 +239,27 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], a
 def draw_angles(curves: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], about: str) -> Figure:
     """The accuracy among images that are turned by about the same angle, for each name the mean and range of its runs.
 
-    curves: rows with from, to (degrees) and accuracy, of each run of each name.
+    A single run has a standard error in place of the range. Where there are no images, the line is interrupted.
+    curves: rows with from, to (degrees), images and accuracy, of each run of each name.
     """
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for (name, runs), colour in zip(curves.items(), (BLUE, GREEN, VERMILION), strict=False):
-        middles = [(row["from"] + row["to"]) / 2 for row in runs[0]]
-        columns = list(zip(*([row["accuracy"] for row in run] for run in runs), strict=True))
-        axes.plot(middles, [fmean(column) for column in columns], "o-", color=colour, markersize=4, label=name)
-        axes.fill_between(
-            middles, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.2, linewidth=0
-        )
+        points = [(math.nan,) * 4]  # angle, mean, low and high
+        for first, *others in zip(*runs, strict=True):
+            if points[-1][0] < first["from"] - (first["to"] - first["from"]) / 2:  # no images in between
+                points.append((math.nan,) * 4)
+            accuracies = [row["accuracy"] for row in (first, *others)]
+            mean = fmean(accuracies)
+            error = math.sqrt(mean * (1 - mean) / first["images"])
+            low, high = (min(accuracies), max(accuracies)) if others else (mean - error, mean + error)
+            points.append(((first["from"] + first["to"]) / 2, mean, low, high))
+        middles, means, lows, highs = zip(*points, strict=True)
+        axes.plot(middles, means, "o-", color=colour, markersize=4, label=name)
+        axes.fill_between(middles, lows, highs, color=colour, alpha=0.2, linewidth=0)
     axes.set(xlabel="images turned clockwise (degrees)", ylabel="accuracy", title=about)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_locator(MultipleLocator(30))
     axes.grid(alpha=0.3)
     if any(curves):

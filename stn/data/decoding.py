@@ -35,7 +35,7 @@ class BrokenFilesError(ValueError):
         if len(broken) > 1:
             why = said.removeprefix(f"{first} is not a readable image: ")
             those = f"{len(broken)} of {len(paths)} files"
-            said = f"{those} are no readable images: {listed(list(broken))}; the first: {why}"
+            said = f"{those} are no readable images: {listed(list(broken))}; repair or remove them ({first}: {why})"
         super().__init__(said)
         self.broken, self.paths = broken, paths
 

@@ -43,10 +43,10 @@ class Distortion(ABC):
             raise ValueError(f"border must be one of {', '.join(get_args(Border))}, not {border!r}")
         if canvas is not None and not 1 <= canvas <= LARGEST_CANVAS:
             raise ValueError(f"canvas must lie between 1 and {LARGEST_CANVAS} pixels, not {canvas}")
-        if not 0 <= pieces <= 1000 or piece_size < 1:
-            raise ValueError(
-                f"pieces must lie between 0 and 1000 and piece_size be 1 or more, not {pieces} and {piece_size}"
-            )
+        if not 0 <= pieces <= 1000:
+            raise ValueError(f"pieces must lie between 0 and 1000, not {pieces}")
+        if piece_size < 1:
+            raise ValueError(f"piece_size must be 1 or more, not {piece_size}")
         if pieces and border not in ("zeros", "texture"):
             raise ValueError(f"border must be zeros or texture where there are pieces, not {border}")
         self.canvas, self.border, self.pieces, self.piece_size = canvas, border, pieces, piece_size
@@ -188,10 +188,9 @@ class AffineDistortion(WarpDistortion):
         if not 0 <= rotation <= 180:
             raise ValueError(f"rotation must lie between 0 and 180 degrees, not {rotation}")
         check_scale(scale)
-        if not 1 <= aspect <= 4 or not 0 <= shear <= 2 or not (shift is None or 0 <= shift <= 10):
-            raise ValueError(
-                f"aspect must lie in [1, 4], shear in [0, 2] and shift in [0, 10], not {aspect}, {shear} and {shift}"
-            )
+        for name, value, low, high in (("aspect", aspect, 1, 4), ("shear", shear, 0, 2), ("shift", shift, 0, 10)):
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{name} must lie between {low} and {high}, not {value}")
         self.rotation, self.scale, self.aspect, self.shear, self.shift = rotation, tuple(scale), aspect, shear, shift
 
     def draw(self, count: int, size: int, generator: torch.Generator) -> Tensor:

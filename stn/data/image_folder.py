@@ -60,12 +60,12 @@ class ImageFolderDataModule(ResidentDataModule):
         # train/ may be missing: a test needs only test/.
         splits = [split for split in ("train", "test") if (self.root / split).is_dir()]
         if test_fraction is not None:
-            if not 0 < test_fraction <= 1 or splits or group:
-                why = f"{self.root / splits[0]} is there" if splits else f"group={group}" if group else test_fraction
-                raise ValueError(
-                    "test_fraction must be null, or above 0 and at most 1 for a folder without train/ and test/, "
-                    f"without group: {why}"
-                )
+            if not 0 < test_fraction <= 1:
+                raise ValueError(f"test_fraction must be above 0 and at most 1, or null, not {test_fraction}")
+            if splits or group:
+                why = f"{self.root / splits[0]} is there" if splits else f"group={group} is given"
+                raise ValueError(f"test_fraction={test_fraction} must be null: {why}")
+            check_folder(self.root)
             self.classes = class_folders(self.root)
         else:
             check_split(self.root, splits)
@@ -164,10 +164,15 @@ def place_of(name: str, seed: int) -> float:
     return int.from_bytes(digest) / 2**48
 
 
-def check_split(root: Path, splits: Sequence[str]) -> None:
-    """Raises OSError for a folder without train/ and test/."""
+def check_folder(root: Path) -> None:
+    """Raises OSError for what is no folder."""
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder: set data.root to the folder of the images")
+
+
+def check_split(root: Path, splits: Sequence[str]) -> None:
+    """Raises OSError for a folder without train/ and test/."""
+    check_folder(root)
     if not splits:
         said = f"{root / 'train'} is not a folder: data.root must hold train/<class>/<image> and test/<class>/<image>"
         if any(entry.is_dir() and not entry.name.startswith(".") for entry in root.iterdir()):

@@ -222,8 +222,8 @@ def test_broken_files_are_counted_and_named(every: int, more: str, tmp_path: Pat
     with pytest.raises(BrokenFilesError) as caught:
         decode_files([str(path) for path in paths], 3, 8)
     assert str(caught.value) == (
-        f"{len(broken)} of 300 files are no readable images: {', '.join(broken[:20])}{more}; the first: its content is "
-        "of no known format"
+        f"{len(broken)} of 300 files are no readable images: {', '.join(broken[:20])}{more}; repair or remove "
+        f"them ({paths[7]}: its content is of no known format)"
     )
 
 

@@ -196,7 +196,7 @@ def test_the_test_set_can_be_distorted_otherwise() -> None:
     [
         (AffineDistortion, {"rotation": 200}, "rotation must lie between 0 and 180 degrees, not 200"),
         (AffineDistortion, {"scale": (1.2, 0.7)}, "scale must be two numbers"),
-        (AffineDistortion, {"shift": -1}, "shift in"),
+        (AffineDistortion, {"shift": -1}, "shift must lie between 0 and 10, not -1"),
         (AffineDistortion, {"border": "black"}, "border must be one of zeros"),
         (AffineDistortion, {"pieces": -1}, "pieces must lie"),
         (AffineDistortion, {"canvas": 0}, "canvas must lie"),

@@ -178,11 +178,12 @@ def test_a_share_of_each_class_is_the_test_set(root: Path) -> None:
 
 def test_a_share_that_cannot_be_the_test_set_is_named(root: Path) -> None:
     for options, said in (
-        ({"test_fraction": 0.25}, "must be null, or .* for a folder without train/ and test/, .*train is there"),
-        ({"root": str(root / "train"), "test_fraction": 0}, "above 0 and at most 1 .*: 0$"),
-        ({"root": str(root / "train"), "test_fraction": 0.5, "group": "_"}, ": group=_$"),
+        ({"test_fraction": 0.25}, r"test_fraction=0.25 must be null: .*train is there$"),
+        ({"root": str(root / "train"), "test_fraction": 0}, "must be above 0 and at most 1, or null, not 0$"),
+        ({"root": str(root / "train"), "test_fraction": 0.5, "group": "_"}, "must be null: group=_ is given$"),
+        ({"root": "photo", "test_fraction": 0.5}, "photo is not a folder: set data.root"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises((ValueError, OSError), match=said):
             ImageFolderDataModule(**{"root": str(root)} | options)
     with pytest.raises(ValueError, match="ant has 8 images, too few to train and to test on with test_fraction=1"):
         data(root / "train", test_fraction=1).read(train=True)
