@@ -86,7 +86,7 @@ def raise_on_signals() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Has signals take effect after the block: a library that is being imported may swallow what they raise."""
+    """Delays signals to the end of the block: a library that is imported there may swallow what they raise."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
@@ -100,8 +100,8 @@ def undisturbed() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if arrived:
-        signal.raise_signal(arrived[0])
+        if arrived:  # also in place of an error of the import
+            signal.raise_signal(arrived[0])
 
 
 def outlive_readers() -> None:

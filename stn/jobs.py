@@ -58,8 +58,9 @@ def run(composed: DictConfig) -> Any:
             with suppress(OSError):
                 (folder / "train.log").unlink()  # Hydra has made it
                 if begun is None and is_new:
-                    for place in (folder, *folder.parents[:2]):  # outputs/<date>/<time>, as far as others left it empty
-                        place.rmdir()
+                    for place in (folder, *folder.parents[:2]):  # outputs/<date>/<time>, as far as they are empty
+                        if not Path.cwd().is_relative_to(place):
+                            place.rmdir()
         sys.exit(code)
 
 

@@ -101,12 +101,14 @@ def arguments(words: Sequence[str]) -> list[str]:
 
 def check_new(words: Sequence[str]) -> None:
     """Raises InputError for a new sweep in the folder of another, whose settings it would replace."""
+    if any(word.lstrip("+").lower() == "overwrite=true" or word in ("--cfg", "-c", "--info", "-i") for word in words):
+        return
     for word in words:
         key, _, where = expand_home(word).partition("=")
-        folder = Path(where)
-        if key == "hydra.sweep.dir" and (folder / "multirun.yaml").exists() and "overwrite=true" not in words:
+        folder = Path(where.strip("'\""))
+        if key == "hydra.sweep.dir" and (folder / "multirun.yaml").exists():
             go_on = shlex.join(["-m", f"resume={folder}"])
-            raise InputError(f"{folder} holds a sweep already: go on with it by {go_on}, or set overwrite=true")
+            raise InputError(f"{folder} holds a sweep already: go on with it by {go_on}, or give another folder")
 
 
 def find_sweep(where: str) -> Path:

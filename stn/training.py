@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from stn.build import build_classifier, build_data, build_trainer, read_data
 from stn.callbacks import History
@@ -47,6 +48,7 @@ from stn.layers import (
     share_left,
     transformers,
 )
+from stn.layers.warps import nearest_affine
 from stn.process import LockedError, locked, prepare_process, warn_of_threads
 from stn.provenance import provenance
 from stn.resuming import continue_loggers, continue_runs, last_checkpoint, purge_events
@@ -62,8 +64,7 @@ FILES = (
     *("events.out.tfevents.*", "projector_config.pbtxt", "mlflow.db"),
 )
 FEW_IMAGES = 100  # below so many held out, the best epoch is chosen by chance
-# Of a distortion that the warp is unable to undo.
-LARGEST_SHARE_LEFT, SHARE_LEFT_TO_TELL = 0.5, 0.2
+LARGEST_SHARE_LEFT = 0.5  # of a distortion that the warp is unable to undo
 UNDOING: dict[str, Warp] = {  # the plainest first
     "model/warp=rotation_classes": RotationClasses(),
     "model/warp=rotation_classes model.warp.span=360 model.warp.classes=24": RotationClasses(24, 360),
@@ -243,7 +244,7 @@ def check_learning(config: DictConfig) -> None:
 
 
 def check_poses(trainer: pl.Trainer, config: DictConfig, data: ResidentDataModule, classifier: Classifier) -> None:
-    """Raises InputError if poses cannot be learned as `pose_weight` asks for, and warns if many cannot."""
+    """Raises InputError if poses cannot be learned as `pose_weight` asks for, and warns of turns beyond the warp's."""
     if not config.pose_weight:
         return
     said = f"pose_weight={config.pose_weight}"
@@ -260,14 +261,16 @@ def check_poses(trainer: pl.Trainer, config: DictConfig, data: ResidentDataModul
     *_, figures = next(iter(data.train_dataloader()))
     if figures.ndim != 3:
         raise InputError(f"{said} needs images whose poses are known: set data/distortion=rts, or data=shapes")
-    left = share_left(deepcopy(first.warp).cpu(), figures[:64].cpu())
-    if left > SHARE_LEFT_TO_TELL:
-        advice = warp_for(figures[:64].cpu(), is_poses=config.tta == "poses")
-        told = f"{said}: {type(first.warp).__name__} leaves {left:.0%} of the distortion of these images: {advice}"
-        if left > LARGEST_SHARE_LEFT:
-            raise InputError(told)
-        if trainer.is_global_zero:
-            log.warning(told)
+    warp, figures = deepcopy(first.warp).cpu(), figures[:64].cpu()
+    left = share_left(warp, figures)
+    if left > LARGEST_SHARE_LEFT:
+        advice = warp_for(figures, is_poses=config.tta == "poses")
+        raise InputError(f"{said}: {type(warp).__name__} leaves {left:.0%} of the distortion of these images: {advice}")
+    if isinstance(warp, RotationClasses) and trainer.is_global_zero:
+        turned, reach = (float(one.abs().max().rad2deg()) for one in (nearest_affine(figures)["rotation"], warp.angles))
+        if turned > reach + math.degrees(warp.step):
+            wider = "model.warp.span=180" if turned < 91 else "model.warp.span=360 model.warp.classes=24"
+            log.warning("images are turned by %.0f degrees, and the warp by %.0f at most: set %s", turned, reach, wider)
 
 
 def warp_for(figures: Tensor, is_poses: bool) -> str:
@@ -276,7 +279,7 @@ def warp_for(figures: Tensor, is_poses: bool) -> str:
     figures (N, 16, 2): where in the images the `figure_points` are. is_poses: whether tta=poses reads the images.
     """
     for words, warp in UNDOING.items():
-        if share_left(warp, figures) < SHARE_LEFT_TO_TELL / 2:
+        if share_left(warp, figures) < 0.1:
             reads = " tta=null" if is_poses and not isinstance(warp, RotationClasses) else ""
             return f"set {words}{reads}"
     return "choose another data/distortion"
@@ -301,7 +304,10 @@ def warn_of_few_images(trainer: pl.Trainer, data: ResidentDataModule) -> None:
 
 
 def make_folder(folder: Path, overwrite: bool) -> None:
-    """Makes the folder of a run. Raises InputError for one that holds a run, unless `overwrite`, or anything else."""
+    """Makes the folder of a run.
+
+    Raises InputError for one that holds a run, unless `overwrite`, or that holds images or folders of something else.
+    """
     if folder.resolve() == Path.cwd():
         raise InputError("a run would fill the current folder: give it one of its own, such as hydra.run.dir=runs/mine")
     if (folder / "config.yaml").exists() and not overwrite:
@@ -309,11 +315,12 @@ def make_folder(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{folder} holds a run already: go on with it by {go_on}, or set overwrite=true")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
-        left = ("train.log", *FILES, *(FOLDERS if overwrite else ()))  # by an attempt
-        others = [path for path in sorted(folder.iterdir()) if not any(map(path.match, left))]
-        if others:
-            name = others[0].name + "/" * others[0].is_dir()
-            raise InputError(f"{folder} holds {name} already, which is no run's: give another folder, or empty it")
+        of_an_attempt = FOLDERS if overwrite else ()
+        for path in sorted(folder.iterdir()):
+            is_data = path.is_dir() or path.suffix.lower() in IMG_EXTENSIONS
+            if is_data and not path.name.startswith(".") and path.name not in of_an_attempt:
+                name = path.name + "/" * path.is_dir()
+                raise InputError(f"{folder} holds {name} already, which is not of a run: give another folder")
 
 
 def empty_folder(folder: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_run_is_not_written_among_the_users_files(command: Command, tree: Path
     before = sorted(tree.rglob("*"))
     for more in ([], ["overwrite=true"]):
         found = command(*FOLDER, *QUICK, "hydra.run.dir=images", *more)
-        refused(found, "images holds test/ already, which is no run's: give another folder, or empty it")
+        refused(found, "images holds test/ already, which is not of a run: give another folder")
     assert sorted(tree.rglob("*")) == before
 
 
@@ -230,7 +230,7 @@ def test_a_turn_beyond_the_warps_reach_is_told(command: Command, tree: Path) -> 
     turned = ["data/distortion=rotation", "data.distortion.rotation=180", "model/warp=rotation_classes"]
     found = command(*FOLDER, *QUICK, *turned, "pose_weight=1", "data.batch_size=8", "data.flip=false", "data.shift=0")
     assert found.returncode == 0, found.stderr
-    assert "set model/warp=rotation_classes model.warp.span=360 model.warp.classes=24" in found.stdout
+    assert "the warp by 90 at most: set model.warp.span=360 model.warp.classes=24" in found.stdout
 
 
 def test_what_is_refused_after_it_has_logged_leaves_its_error(command: Command, tree: Path) -> None:

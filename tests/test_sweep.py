@@ -165,7 +165,8 @@ def test_a_sweep_in_the_folder_of_another_is_refused(command: Command, tmp_path:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "multirun.yaml").write_text("kept")
     found = command("-m", *SETTINGS, "seed=5", "hydra.sweep.dir=sweep")
-    assert found.returncode == 2 and "sweep holds a sweep already: go on with it by -m resume=sweep" in found.stderr
+    assert found.returncode == 2
+    assert "sweep holds a sweep already: go on with it by -m resume=sweep, or give another folder" in found.stderr
     assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["multirun.yaml"]
     assert (tmp_path / "sweep" / "multirun.yaml").read_text() == "kept"
 

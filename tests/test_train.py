@@ -436,3 +436,13 @@ def test_it_says_that_few_images_choose_the_tested_epoch(command: Command) -> No
     assert sentence in found.stdout + found.stderr
     found = command(*TINY, "hydra.run.dir=last")
     assert sentence not in found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("experiment", ["does_it_help", "upright"])
+def test_the_recipes_warn_of_no_turn(
+    experiment: str, composed: Callable[..., DictConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = [setting for setting in TINY if setting.startswith("data.")]
+    settings = [f"experiment={experiment}", "data=shapes", *sizes, "data.rotation=0", "arm=transformer"]
+    train(composed(*settings, "trainer=cpu", "trainer.max_epochs=1", "callbacks=minimal"))
+    assert "turned by" not in caplog.text
