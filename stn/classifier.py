@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from stn.check import TTA
+from stn.check import TTA, TTA_OF_POSES
 from stn.errors import DivergedError
 from stn.layers import Rotation, RotationClasses, SpatialTransformer, pixel_centres, sample, transformers
 from stn.layers.sampling import without_autocast
@@ -41,10 +41,11 @@ class Classifier(pl.LightningModule):
     tta: the views of each image whose probabilities are averaged outside training. none: the image; mirror: its mirror
         image too; six: also both shifted by a pixel towards two corners, each of these four half as much (K. Jordan
         2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5); turns: the image in 12 directions, of
-        which the one with the surest class alone counts; poses: the image and its mirror image, each as the transformer
-        reads it in its two likeliest poses, weighted by how likely they are. It needs `RotationClasses`.
+        which the one with the surest class alone counts; poses: the image as the transformer reads it in its two
+        likeliest poses, weighted by how likely they are; mirrored_poses: its mirror image too. Poses need
+        `RotationClasses`.
     channels_last: whether images and weights are in the channels-last memory format.
-    Raises ValueError for an unknown `tta`.
+    Raises ValueError for an unknown `tta`, and for settings that need a transformer where there is none.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Classifier(pl.LightningModule):
     def tta(self, tta: TTA) -> None:
         if tta not in get_args(TTA):
             raise ValueError(f"tta must be one of {', '.join(get_args(TTA))}, not {tta!r}")
-        if tta == "poses":
+        if tta in TTA_OF_POSES:
             first = next(self.net.children())
             if not (
                 isinstance(first, SpatialTransformer)
@@ -118,7 +119,7 @@ class Classifier(pl.LightningModule):
                 and not first.append_theta
             ):
                 raise ValueError(
-                    "tta=poses needs a transformer on the image with model/warp=rotation_classes and a single look"
+                    f"tta={tta} needs a transformer on the image with model/warp=rotation_classes and a single look"
                 )
         self._tta: TTA = tta
 
@@ -132,8 +133,10 @@ class Classifier(pl.LightningModule):
             turned = torch.stack([self.net(turn(images, 2 * math.pi * k / TURNS)).float() for k in range(TURNS)])
             surest = turned.softmax(2).amax(2).argmax(0)
             return turned.gather(0, surest[None, :, None].expand(1, -1, turned.shape[2]))[0]
-        if self.tta == "poses":
-            shares = (self._of_poses(images) + self._of_poses(images.flip(3))) / 2
+        if self.tta in TTA_OF_POSES:
+            shares = self._of_poses(images)
+            if self.tta == "mirrored_poses":
+                shares = (shares + self._of_poses(images.flip(3))) / 2
             return shares.clamp(min=torch.finfo(shares.dtype).tiny).log()
         views = [images, images.flip(3)]  # the image itself first, see ThetaMonitor
         if self.tta == "six":
@@ -155,9 +158,9 @@ class Classifier(pl.LightningModule):
         return second.lerp(likeliest, share[:, None])
 
     @property
-    def views(self) -> int:
-        """How often the network sees each image outside training."""
-        return {"none": 1, "mirror": 2, "six": 6, "turns": TURNS, "poses": 2}[self.tta]
+    def passes(self) -> int:
+        """How often the first transformer reads each image outside training."""
+        return {"none": 1, "mirror": 2, "six": 6, "turns": TURNS, "poses": 1, "mirrored_poses": 2}[self.tta]
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
@@ -229,12 +232,15 @@ class Classifier(pl.LightningModule):
     def _check_finite(self, losses: Tensor) -> None:
         """Raises DivergedError for losses that are not finite. It waits for the device, so it is not called often."""
         if not losses.isfinite().all():
-            rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-            raise DivergedError(
-                f"training has diverged: the loss is {losses.mean().item()} in epoch {self.current_epoch + 1}, at step "
-                f"{self.global_step}, with rates up to {rate:.3g}; try a lower optimizer.lr or "
-                "optimizer.localization_lr_scale, or trainer.gradient_clip_val=1.0"
-            )
+            raise self._diverged(f"the loss is {losses.mean().item()}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        return DivergedError(
+            f"training has diverged: {what} in epoch {self.current_epoch + 1}, at step {self.global_step}, with rates "
+            f"up to {rate:.3g}; try a lower optimizer.lr or optimizer.localization_lr_scale, or "
+            "trainer.gradient_clip_val=1.0"
+        )
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         scores, targets, losses = self._score(batch)
@@ -265,8 +271,12 @@ class Classifier(pl.LightningModule):
         """Adds the format of the checkpoint, the number of epochs so far, the versions, and the random state.
 
         Loggers write what they were given first, so that it is there after a crash. The means of the epoch come to them
-        only after the checkpoint, so it has those too.
+        only after the checkpoint, so it has those too. Raises DivergedError for weights that are not finite, which the
+        last step of an epoch may leave, so that the checkpoint before is kept.
         """
+        for name, value in checkpoint["state_dict"].items():
+            if not value.isfinite().all():
+                raise self._diverged(f"{name} is not finite")
         for logger in self.trainer.loggers:
             logger.save()
         means = self.trainer.callback_metrics

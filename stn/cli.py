@@ -47,7 +47,7 @@ class JobFailedError(Exception):
 
 @contextmanager
 def exit_codes(program: str) -> Iterator[None]:
-    """Prints errors, and exits with 2 for bad input, 130 for Ctrl-C, 143 for SIGTERM and 1 for all else."""
+    """Prints errors, and exits with 2 for bad input, 128 and its number for a signal (Ctrl-C: 130), 1 for all else."""
     outlive_readers()
     raise_on_signals()
     try:

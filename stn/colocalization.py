@@ -25,7 +25,7 @@ from stn.options import make_output
 from stn.process import prepare_process
 from stn.provenance import provenance
 from stn.run import Run
-from stn.training import train
+from stn.training import broken_off, train
 
 RESULT = "colocalization.json"
 IMAGES, OTHERS = 100, 900  # images of the class, and images of other classes, of which the clutter is cut
@@ -80,9 +80,12 @@ def colocalize(
         hidden, boxes = hide(images, labels == classes.index(category), distortion, config.seed)
         module = Colocalizer(run.classifier, hidden, boxes)
     start = time.monotonic()
-    trainer.fit(module)
-    seconds = time.monotonic() - start
-    (scores,) = trainer.test(module, verbose=False)
+    with broken_off(trainer) as broke_off:
+        trainer.fit(module)
+        seconds = time.monotonic() - start
+        (scores,) = trainer.test(module, verbose=False)
+    if broke_off:
+        raise broke_off[0]
     found = {
         "category": category,
         "images": len(hidden),

@@ -18,6 +18,7 @@ from stn.comparison import LEVEL, Comparison, Row
 from stn.config import write
 from stn.figures import BLUE, GREY, VERMILION
 from stn.results import spread, table
+from stn.significance import p_in_words
 
 LABEL = 44  # letters of a line beside the plot
 TESTS = (
@@ -98,7 +99,7 @@ def cells(comparison: Comparison) -> list[list[str]]:
     head = ["seeds", comparison.metric, "std", "parameters", "seconds", "change", "p"]
     rows = []
     for row in comparison.rows:
-        p = row.test if row.p is None else "< 0.001" if row.p < 0.001 else f"{row.p:.3f}"
+        p = row.test if row.p is None else p_in_words(row.p)
         rows.append(
             [
                 str(len(row.values)),

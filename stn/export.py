@@ -26,7 +26,9 @@ class Options:
     theta: bool = field(default=False, metadata={"help": "whether θ of the transformers is a second output"})
     tta: TTA | None = field(
         default=None,
-        metadata={"help": "the views of an image that are scored: none (the default), mirror, six, turns or poses"},
+        metadata={
+            "help": "the views of an image that are scored: none (default), mirror, six, turns, poses or mirrored_poses"
+        },
     )
     opset: int | None = field(default=None, metadata={"help": "of onnx, 18 (the default) to 23"})
     check: int | Literal["all"] = field(

@@ -42,9 +42,14 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+def class_name(path: str) -> str:
+    """The name of a class by its path, for a data set without the suffix DataModule."""
+    return path.rpartition(".")[2].removesuffix("DataModule")
+
+
 def setting(config: DictConfig, key: str) -> str | float | bool | None:
     """The value of a key as loggers take it; of the path of a class its name."""
     value: Any = OmegaConf.select(config, key)
     if key.endswith("_target_") and value:
-        return str(value).rpartition(".")[2].removesuffix("DataModule")
+        return class_name(value)
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)

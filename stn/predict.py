@@ -29,7 +29,10 @@ class Options:
         default=None, metadata={"help": "center takes the central square (default: the whole, resized to a square)"}
     )
     tta: TTA | None = field(
-        default=None, metadata={"help": "views of each image: none, mirror, six, turns or poses (default: as the run)"}
+        default=None,
+        metadata={
+            "help": "views of each image: none, mirror, six, turns, poses or mirrored_poses (default: as the run)"
+        },
     )
     batch_size: int = field(default=64, metadata={"help": "images at a time"})
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"help": "auto, cpu or cuda"})

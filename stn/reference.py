@@ -96,7 +96,7 @@ def presets(group: str) -> str:
                 sets.append(f"as `{one}`, and")
             else:
                 sets += [f"`{group.removeprefix('override /')}={choice}`" for group, choice in one.items()]
-        sets += [f"`{key}={shown(value)}`" for key, value, _ in leaves(content)]
+        sets += [f"`{key}={as_json(value)}`" for key, value, _ in leaves(content)]
         rows.append((f"`{name}`", description(f"{group}/{name}.yaml"), " ".join(sets)))
     return table(rows)
 
@@ -219,11 +219,11 @@ def comments(file: str) -> dict[str, str]:
     return said
 
 
-def shown(value: object) -> str:
-    """A value as it is typed on the command line."""
+def as_json(value: object) -> str:
+    """A text as it is, and another value, or an empty text, as JSON without spaces."""
     return value if isinstance(value, str) and value else json.dumps(value, separators=(",", ":"))
 
 
 def code(value: object) -> str:
     """A value as code."""
-    return f"`{shown(value)}`"
+    return f"`{as_json(value)}`"

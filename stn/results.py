@@ -9,8 +9,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from stn.callbacks.history import METRICS
 from stn.csv_logger import read_rows
 from stn.errors import InputError, user_errors
+from stn.hyperparameters import class_name
 from stn.run import read_metrics
 from stn.runs import NEUTRAL, read_plain
 from stn.training import write_json
@@ -19,7 +21,6 @@ from stn.untrusted import read_json
 RESULTS = Path("results")
 # Words of a command that do not name an experiment: they do not change what is trained, or name the images.
 UNNAMED = rf"-m|--multirun|({NEUTRAL}|data|data\.root)=.*"
-CURVE = ("train/accuracy", "train/loss", "val/accuracy", "val/loss")
 
 Result = dict[str, Any]
 
@@ -37,7 +38,10 @@ def record(folder: Path) -> Path:
     if "test_accuracy" not in metrics:
         raise InputError(f"{folder} is not the folder of a finished run: give one with test_accuracy in metrics.json")
     environment = dict(read_json(folder / "environment.json"))
-    check_commit(folder, environment["commit"])
+    for began in (environment, *environment.get("resumed", [])):
+        check_commit(folder, began["commit"])
+    if any("trainer.max_epochs=" in went_on["command"] for went_on in environment.get("resumed", [])):
+        raise InputError(f"{folder} was resumed for more epochs, so its command does not name it: train it anew")
     plain = read_plain(folder)
     settings = {key: value for key, value in plain.items() if key not in ("folder", "hydra", "callbacks", "logger")}
     settings["callbacks"] = sorted(name for name, node in plain["callbacks"].items() if node)
@@ -53,7 +57,8 @@ def record(folder: Path) -> Path:
     if (evaluation := folder / "evaluation" / "evaluation.json").is_file():
         with user_errors(str(evaluation)):
             found = dict(read_json(evaluation))
-        if found["split"] == "test" and found["accuracy"] == metrics["test_accuracy"]:  # of the same images and views
+        same = {"split": "test", "epoch": metrics.get("tested_epoch"), "accuracy": metrics["test_accuracy"]}
+        if same.items() <= found.items():  # of the same weights, images and views
             result["accuracy_by_angle"] = found["accuracy_by_angle"]
     write_json(path, result | {"metrics": metrics, "config": settings, "curve": curve(folder)})
     return path
@@ -64,7 +69,7 @@ def record_colocalization(folder: Path) -> Path:
     result = dict(read_json(folder / "colocalization.json"))
     check_commit(folder, result["provenance"]["commit"])
     distortion = result["data"]["distortion"]
-    kind = Path(str(result["data"]["root"])).name if result["data"]["channels"] > 1 else "mnist"
+    kind = source_of(result["data"])
     name = f"{kind}-{distortion['pieces']}-{result['category']}-{result['seed']}"
     path = RESULTS / "colocalization" / f"{name}.json"
     write_json(path, result | {"images_of": kind})
@@ -73,7 +78,7 @@ def record_colocalization(folder: Path) -> Path:
 
 def source_of(data: Mapping[str, Any]) -> str:
     """The name of a data set, from a run's settings: cifar10, mnist, shapes, or the name of a folder of images."""
-    kind = str(data["_target_"]).rpartition(".")[2].removesuffix("DataModule")
+    kind = class_name(data["_target_"])
     return Path(str(data["root"])).name if kind == "ImageFolder" else kind.lower()
 
 
@@ -94,7 +99,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
     """The metrics of each epoch, from metrics.csv."""
     epochs: dict[int, dict[str, float]] = defaultdict(dict)
     for row in read_rows(folder / "metrics.csv"):
-        found = {name: float(row[name]) for name in CURVE if name in row}
+        found = {name: float(row[name]) for name in METRICS if name in row}
         if found:
             epochs[int(row["epoch"]) + 1].update(found)
     return [{"epoch": epoch, **epochs[epoch]} for epoch in sorted(epochs)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from stn.errors import InputError
 from stn.results import RESULTS, Result, source_of, spread, table
-from stn.significance import compare
+from stn.significance import compare, p_in_words
 
 UNMEASURED = "None is measured yet."
 Arm = tuple[int, str]  # epochs, and what it is
@@ -87,7 +87,7 @@ def rows_of(group: Mapping[Arm, Sequence[Result]]) -> list[Sequence[str]]:
         if plain and arm != plain:
             gain = f"{100 * (accuracy_of(group[arm]) - accuracy_of(group[plain])):+.2f}"
             found = compare(accuracies[arm], accuracies[plain])[1]
-            p = "" if found is None else "< 0.001" if found < 0.001 else f"{found:.3f}"
+            p = "" if found is None else p_in_words(found)
         metrics, config = [run["metrics"] for run in group[arm]], group[arm][0]["config"]
         channels = ", ".join(map(str, config["model"]["classifier"]["widths"]))
         is_turned = (config["data"]["distortion"] or {}).get("rotation")

@@ -20,6 +20,11 @@ def compare(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[str, 
     return _named("Welch's t-test", *welch_t(list(one.values()), list(other.values())))
 
 
+def p_in_words(p: float) -> str:
+    """A p-value as tables show it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _named(test: str, t: float, freedom: float) -> tuple[str, float | None]:
     return (test, two_sided(t, freedom)) if math.isfinite(t) else ("no spread to test against", None)
 

@@ -1,4 +1,4 @@
-"""python -m stn.train: trains a network from a config, tests it, and writes a report.
+"""python -m stn.train: trains a network from a config, tests it, and writes the folder of the run.
 
 python -m stn.train experiment=demo
 python -m stn.train trainer.max_epochs=50
@@ -33,19 +33,25 @@ def launch(composed: DictConfig) -> Any:
 
 
 def run_folder(resume: str | int | None, new: str) -> str:
-    """The folder of the run that is resumed, or a new one.
+    """The folder of the run that is resumed, or a new one."""
+    if resume is None:
+        return new
+    from stn.resuming import run_to_resume
 
-    Of several processes that a launcher started, the first one makes it. The others, which write nothing, get one that
-    is temporary.
+    return str(run_to_resume(str(resume)))
+
+
+def in_temporary_folder(words: list[str]) -> list[str]:
+    """The words of a command line with a temporary folder as that of the run.
+
+    Of several processes that a launcher started, the first one alone writes the folder of the run.
     """
-    if resume is not None:
-        from stn.resuming import run_to_resume
-
-        return str(run_to_resume(str(resume)))
-    if cli.rank() > 0:
-        new = tempfile.mkdtemp(prefix="stn-process-")
-        atexit.register(shutil.rmtree, new, ignore_errors=True)
-    return new
+    folder = tempfile.mkdtemp(prefix="stn-process-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return [
+        *(word for word in words if not word.startswith("hydra.run.dir=")),
+        f"hydra.run.dir={config.quoted(folder)}",
+    ]
 
 
 def main() -> None:
@@ -56,6 +62,8 @@ def main() -> None:
     words = [config.expand_home(text) for text in sys.argv[1:]]
     with cli.exit_codes("stn.train"):
         words = [config.hydra_word(word) for word in sweep.arguments(words)]
+        if cli.rank() > 0:
+            words = in_temporary_folder(words)
         sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
         try:
             with sweep.told():

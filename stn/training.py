@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from stn.build import build_classifier, build_data, build_trainer, read_data
 from stn.callbacks import History
-from stn.check import check
+from stn.check import TTA_OF_POSES, check
 from stn.classifier import Classifier
 from stn.cli import print_table, rank, say
 from stn.config import save, save_epochs, shell_word, write
@@ -54,6 +54,7 @@ from stn.provenance import provenance
 from stn.resuming import continue_loggers, continue_runs, last_checkpoint, purge_events
 from stn.run import load_checkpoint
 from stn.tensorboard_logger import OrderedTensorBoardLogger
+from stn.untrusted import read_json
 
 log = logging.getLogger(__name__)
 
@@ -203,12 +204,19 @@ def fit(
 
 
 def open_folder(config: DictConfig, trainer: pl.Trainer, data: ResidentDataModule, *, is_new: bool) -> None:
-    """Empties the folder of a new run and says what gave it; keeps the config."""
+    """Empties the folder of a new run, and says what gave a run and what went on with it; keeps the config."""
     folder = Path(config.folder)
+    here, environment = provenance(trainer.strategy.root_device), folder / "environment.json"
     if is_new:
         empty_folder(folder)
         read = {"classes": list(data.classes), "train_digest": data.digest, "test_digest": data.test_digest}
-        write_json(folder / "environment.json", provenance(trainer.strategy.root_device) | {"data": read})
+        write_json(environment, here | {"data": read})
+    else:
+        (folder / "metrics.json").unlink(missing_ok=True)  # of fewer epochs
+        with suppress(OSError, ValueError, TypeError):  # without the file, or with a broken one, the run goes on too
+            before = dict(read_json(environment))
+            went_on = {key: here[key] for key in ("command", "commit", "date")}
+            write_json(environment, before | {"resumed": [*before.get("resumed", []), went_on]})
     (folder / "error.txt").unlink(missing_ok=True)  # of what was tried before
     if is_new or not (folder / "config.yaml").exists():
         save(config, folder / "config.yaml")
@@ -264,7 +272,7 @@ def check_poses(trainer: pl.Trainer, config: DictConfig, data: ResidentDataModul
     warp, figures = deepcopy(first.warp).cpu(), figures[:64].cpu()
     left = share_left(warp, figures)
     if left > LARGEST_SHARE_LEFT:
-        advice = warp_for(figures, is_poses=config.tta == "poses")
+        advice = warp_for(figures, is_poses=config.tta in TTA_OF_POSES)
         raise InputError(f"{said}: {type(warp).__name__} leaves {left:.0%} of the distortion of these images: {advice}")
     if isinstance(warp, RotationClasses) and trainer.is_global_zero:
         turned, reach = (float(one.abs().max().rad2deg()) for one in (nearest_affine(figures)["rotation"], warp.angles))
@@ -276,7 +284,7 @@ def check_poses(trainer: pl.Trainer, config: DictConfig, data: ResidentDataModul
 def warp_for(figures: Tensor, is_poses: bool) -> str:
     """The settings of the plainest family of warps that can undo a distortion, in words.
 
-    figures (N, 16, 2): where in the images the `figure_points` are. is_poses: whether tta=poses reads the images.
+    figures (N, 16, 2): where in the images the `figure_points` are. is_poses: whether `tta` reads several poses.
     """
     for words, warp in UNDOING.items():
         if share_left(warp, figures) < 0.1:

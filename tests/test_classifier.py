@@ -155,18 +155,20 @@ def posed(**options: Any) -> Classifier:
     return Classifier(POSED, OPTIMIZER, CLASSES, **options)
 
 
-def test_two_poses_are_weighted_by_how_likely_they_are() -> None:
-    module = posed(tta="poses").eval()
+@pytest.mark.parametrize("tta", ["poses", "mirrored_poses"])
+def test_two_poses_are_weighted_by_how_likely_they_are(tta: Any) -> None:
+    module = posed(tta=tta).eval()
     transformer, rest = module.net[0], module.net[1]
     with torch.no_grad():
         transformer.head.weight.normal_(0, 0.3)
         images = torch.rand(5, 3, 32, 32)
         expected = torch.zeros(5, 10)
-        for view in (module.normalization(images), module.normalization(images).flip(3)):
+        views = [module.normalization(images), module.normalization(images).flip(3)][: 1 + (tta == "mirrored_poses")]
+        for view in views:
             theta = transformer.theta(view)
             other, share = transformer.warp.second_best(theta)
             for pose, weight in ((theta, share), (other, 1 - share)):
-                expected += weight[:, None] / 2 * rest(transformer.transform(view, pose)).softmax(1)
+                expected += weight[:, None] / len(views) * rest(transformer.transform(view, pose)).softmax(1)
         torch.testing.assert_close(module(images).exp(), expected)
         assert (module(images).exp() - module.train()(images).softmax(1)).abs().max() > 1e-4
 

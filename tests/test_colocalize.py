@@ -13,7 +13,8 @@ from test_bad_input import refused
 from torch import Tensor
 
 from stn.classifier import Classifier
-from stn.colocalization import hide
+from stn.cli import Terminated
+from stn.colocalization import colocalize, hide
 from stn.colocalizer import Colocalizer, Finder, WindowScores, embed, triplet_loss
 from stn.config import compose
 from stn.data import AffineDistortion
@@ -170,6 +171,18 @@ def test_the_command_trains_an_encoder_and_writes_score_and_pictures(command: Co
         refused(command(*words, verb="colocalize"), said, program="stn.colocalize")
         assert (tmp_path / "found" / "encoder" / "config.yaml").exists()
     assert json.loads((tmp_path / "found" / "colocalization.json").read_text()) == result
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated(15)])
+def test_an_interruption_is_told_as_one(error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Colocalizer) -> None:
+        raise error
+
+    monkeypatch.setattr(Colocalizer, "on_train_epoch_start", interrupt, raising=False)
+    with pytest.raises(KeyboardInterrupt) as found:
+        colocalize(compose(CHOSEN, str(tmp_path / "found"), "colocalize"), "star")
+    assert isinstance(found.value, type(error) if isinstance(error, Terminated) else KeyboardInterrupt)
+    assert not (tmp_path / "found" / "colocalization.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,7 @@ def test_a_process_that_ends_ends_the_others(name: str, command: Command, tmp_pa
     assert "stn.train: another process of this training has ended; its own error says why\n" in found.stderr
     assert "it goes on with: python -m stn.train resume=run" in found.stdout
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 1
+    assert not list((tmp_path / "run").glob("train_*.log")), "the second process writes nothing"
 
 
 class Second(pl.Callback):
@@ -278,12 +279,18 @@ def test_a_launcher_starts_one_run(tmp_path: Path) -> None:
         "trainer.devices=2",
         "data.batch_size=10",
         "data.val_fraction=0.02",
+        "hydra.run.dir=run",
     ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "stn.train"]
     found = subprocess.run(
-        [*launch, *tiny, *QUIET, *two], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        [*launch, *tiny, *QUIET, *two, "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert found.returncode == 0, found.stderr
-    (folder,) = (tmp_path / "outputs").glob("*/*")
+    folder = tmp_path / "run"
     assert found.stdout.count("everything is in") == 1
     assert json.loads((folder / "metrics.json").read_text())["epochs"] == 2
+    assert (folder / "train.log").read_text().count("epoch 1, ") == 1, "the second process writes nothing"

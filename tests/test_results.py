@@ -87,9 +87,10 @@ def test_the_accuracy_by_angle_is_that_of_the_tested_images(folder: Path) -> Non
     path, rows = folder / "evaluation" / "evaluation.json", [{"from": 0, "to": 15, "images": 20, "accuracy": 0.5}]
     path.parent.mkdir()
     for content, kept in (
-        ({"split": "test", "accuracy": tested}, rows),
-        ({"split": "train", "accuracy": tested}, None),
-        ({"split": "test", "accuracy": tested + 0.01}, None),  # of other views, or another checkpoint
+        ({"split": "test", "epoch": 2, "accuracy": tested}, rows),
+        ({"split": "train", "epoch": 2, "accuracy": tested}, None),
+        ({"split": "test", "epoch": 1, "accuracy": tested}, None),
+        ({"split": "test", "epoch": 2, "accuracy": tested + 0.01}, None),  # of other views
     ):
         path.write_text(json.dumps(content | {"accuracy_by_angle": rows}))
         assert json.loads(record(folder).read_text()).get("accuracy_by_angle") == kept
@@ -114,6 +115,14 @@ def test_what_is_no_result_is_refused(folder: Path) -> None:
     path.write_text(path.read_text().replace("abc-dirty", "abc").replace("-m stn.train", "script.py"))
     with pytest.raises(InputError, match=r"was not trained by python -m stn\.train, whose settings name a result"):
         record(folder)
+    environment = json.loads(path.read_text())
+    for resumed, said in (
+        ({"command": "python -m stn.train resume=run", "commit": "ab-dirty"}, r"by code of no commit \(ab-dirty\)"),
+        ({"command": "python -m stn.train resume=run trainer.max_epochs=9", "commit": "abc"}, "for more epochs"),
+    ):
+        path.write_text(json.dumps(environment | {"command": "python -m stn.train", "resumed": [resumed]}))
+        with pytest.raises(InputError, match=said):
+            record(folder)
     (folder / "metrics.json").unlink()
     with pytest.raises(InputError, match="is not the folder of a finished run"):
         record(folder)
@@ -317,7 +326,7 @@ def test_a_colocalization_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert colocalized() == ""
     for seed, found in ((0, 0.9), (1, 1.0)):
-        data = {"root": "data", "channels": 1, "distortion": {"pieces": 16}}
+        data = {"_target_": "stn.data.MNISTDataModule", "root": "data", "distortion": {"pieces": 16}}
         result = {"category": "3", "seed": seed, "found": found, "overlap": 0.7, "seconds": 4.0 + seed, "data": data}
         folder = tmp_path / str(seed)
         folder.mkdir()

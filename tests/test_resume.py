@@ -24,6 +24,7 @@ from stn.checkpoint_io import DurableCheckpointIO
 from stn.config import compose
 from stn.errors import DivergedError, InputError
 from stn.resuming import resumed
+from stn.runs import unfinished
 from stn.training import train
 
 TIMES = {"seconds", "seconds_per_epoch", "images_per_second"}
@@ -168,6 +169,8 @@ def test_sigterm_ends_in_order_and_says_how_to_go_on(command: Command, tmp_path:
     assert found.returncode == 0, found.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["epochs"] == epochs + 2 and "test_accuracy" in metrics
+    (went_on,) = json.loads((tmp_path / "run" / "environment.json").read_text())["resumed"]
+    assert went_on["command"] == f"python -m stn.train resume=run trainer.max_epochs={epochs + 2}"
     assert stn.Run.open(tmp_path / "run").config.trainer.max_epochs == epochs + 2
 
 
@@ -225,6 +228,23 @@ def test_a_finished_run_is_not_resumed(command: Command, tmp_path: Path) -> None
     assert (tmp_path / "run" / "metrics.json").read_text() == before
 
 
+def test_a_finished_run_that_gets_more_epochs_is_unfinished_until_it_has_them(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(compose([*SMALL, *RECIPES["AdamW, dropout"], "optimizer.schedule=constant"], folder))
+    before = (folder / "config.yaml").read_bytes()
+    with pytest.raises(InputError, match=r"trainer\.max_epochs=3 cannot be set on resuming: .* trained for 4 epochs"):
+        resumed(str(folder), ["trainer.max_epochs=3"])
+    assert (folder / "config.yaml").read_bytes() == before and unfinished(folder) is None
+    more = ["trainer.max_epochs=6"]
+    config, checkpoint = resumed(str(folder), more)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, [InterruptTest()], checkpoint)
+    assert unfinished(folder) == "not finished, after 6 epochs"
+    config, checkpoint = resumed(str(folder))
+    assert train(config, checkpoint=checkpoint)["tested_epoch"] == 6 and unfinished(folder) is None
+    assert len(json.loads((folder / "environment.json").read_text())["resumed"]) == 2
+
+
 def test_a_broken_last_checkpoint_gives_way_to_the_one_before(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
@@ -255,6 +275,26 @@ def test_a_folder_with_a_run_is_not_written_over(
     assert metrics["epochs"] == 2
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert names == {"config.yaml", "environment.json", "metrics.json", "accuracy.png"}
+
+
+class Overflow(pl.Callback):
+    """The last step of the third epoch leaves weights that are not finite."""
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if trainer.current_epoch == 2 and trainer.is_last_batch:
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    weight.grad.fill_(torch.inf)
+
+
+def test_weights_that_are_not_finite_leave_the_checkpoint_before(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError, match=r"training has diverged: net\..* is not finite in epoch 3, at step"):
+        train(composed(*TINY, "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=4"), [Overflow()])
+    assert stn.Run.open(tmp_path / "run").epoch == 2
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("file write failed")])

@@ -87,7 +87,7 @@ def peers(warp: layers.Warp, images: Tensor) -> dict[str, tuple[Callable[[Tensor
     found: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {}
     if isinstance(warp, layers.Affine):
         found["torch affine_grid + grid_sample"] = affine_grid, theta.view(-1, 2, 3)
-        # No warp that samples by it can be faster.
+        # The part of the warp that PyTorch computes.
         grid = F.affine_grid(theta.view(-1, 2, 3), list(images.shape), align_corners=False)
         found["torch grid_sample alone"] = lambda grid: F.grid_sample(images, grid, align_corners=False), grid
     try:

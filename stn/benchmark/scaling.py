@@ -43,7 +43,7 @@ GROWN: dict[str, tuple[int, ...]] = {
 }
 
 
-def measure(rounds: int, device: torch.device, overrides: list[str]) -> Iterator[dict[str, Any]]:
+def measure(rounds: int, device: torch.device, _: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each setting: images a second, and the peak memory minus that of a process that trains nothing.
 
     Each setting has a new process, because the peak of a process never falls.

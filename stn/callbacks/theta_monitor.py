@@ -46,10 +46,10 @@ class ThetaMonitor(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():
-            passes = self.records[name]
-            theta = torch.cat([one.theta for one in passes]).float()
+            seen = self.records[name]
+            theta = torch.cat([one.theta for one in seen]).float()
             statistics = ThetaStatistics(module.to_input).to(theta.device)
-            statistics.update(theta, passes[0].height, passes[0].width)
+            statistics.update(theta, seen[0].height, seen[0].width)
             values = statistics.compute()
             # The values are the same in all processes; sync_dist only avoids Lightning's warning.
             pl_module.log_dict({f"{name}/{key}": value for key, value in values.items()}, sync_dist=True)
@@ -84,11 +84,11 @@ class ThetaMonitor(pl.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         assert isinstance(data, ResidentDataModule)
         # The truth is that of the image itself, the first of its views.
-        passes = self.records[name][:: pl_module.views]  # type: ignore[index]  # a Classifier has it
-        height, width = passes[0].height, passes[0].width
+        seen = self.records[name][:: pl_module.passes]  # type: ignore[index]  # a Classifier has it
+        height, width = seen[0].height, seen[0].width
         if split not in data.figures or (height, width) != data.images[split].shape[2:]:
             return
-        theta = torch.cat([one.theta for one in passes])
+        theta = torch.cat([one.theta for one in seen])
         mine = slice(trainer.global_rank, None, trainer.world_size)
         # Fewer images if the trainer limits the batches.
         truth, labels = (of_all[split][mine][: len(theta)] for of_all in (data.figures, data.labels))

@@ -39,8 +39,9 @@ class ImageFolderDataModule(ResidentDataModule):
     decoder have changed. The files that were not used for longest are removed; the cache may be emptied at any time.
     Nothing is written to `root`. Images of another size are resized to `image_size`, whatever their shape; the log says
     how many. It also says which files are no images, by their extension; hidden files and folders are left out.
-    Raises OSError for a missing folder, and ValueError for an empty class, classes that differ between train and test,
-    a file that cannot be read as an image, more images than fit into memory, or too few to split; each names the path.
+    Raises OSError for a missing folder, and ValueError for fewer than two classes, an empty one, classes that differ
+    between train and test, a file that cannot be read as an image, more images than fit into memory, or too few to
+    split; each names the path.
     """
 
     def __init__(
@@ -81,6 +82,9 @@ class ImageFolderDataModule(ResidentDataModule):
         allowed = None if self.follow_links else os.path.realpath(self.root)
         check_link(str(folder), allowed)
         check_classes(self.root)
+        if len(self.classes) < 2:
+            name = self.classes[0]
+            raise ValueError(f"{folder} has one class folder, {name}, not two or more: is data.root a level too high?")
         files: dict[str, os.stat_result] = {}
         labels: list[int] = []
         others: list[str] = []

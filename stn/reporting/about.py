@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from stn.errors import user_errors
+from stn.hyperparameters import class_name
 from stn.reporting.parts import Section, paragraph, table
 from stn.run import Run
 from stn.untrusted import read_json, read_text
@@ -28,7 +29,7 @@ def kind(config: DictConfig, *keys: str) -> str:
     """The class that the first of some keys of a config names; empty if it has none of them."""
     for key in keys:
         if name := OmegaConf.select(config, f"{key}._target_"):
-            return str(name).rpartition(".")[2].removesuffix("DataModule")
+            return class_name(name)
     return ""
 
 
@@ -103,6 +104,8 @@ def repetition(trained: Mapping[str, Any], evaluated: Mapping[str, Any], config:
     parts = []
     if "command" in trained:
         parts += [paragraph("The command that trained it:"), command(str(trained["command"]))]
+    for resumed in trained.get("resumed", []):
+        parts += [paragraph(f"It was resumed on {str(resumed['date'])[:10]} by:"), command(str(resumed["command"]))]
     parts += [
         paragraph("To repeat it from its config, save that as DIR/config.yaml:"),
         command('python -m stn.train --config-path "$PWD/DIR"'),

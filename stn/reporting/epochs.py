@@ -8,11 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from stn.callbacks.history import METRICS
 from stn.errors import user_errors
 from stn.figures import evenly
 from stn.reporting.charts import Line, chart, fitted_axis
 from stn.reporting.parts import Section, image, paragraph, reduced, scrolled, table
-from stn.results import CURVE, curve
+from stn.results import curve
 
 MOST_FRAMES = 30  # pictures, of all transformers together
 LARGEST_FRAME = 1600  # its longest side in pixels
@@ -28,7 +29,7 @@ def read_epochs(folder: Path) -> Epochs:
     Raises InputError for a file that cannot be read.
     """
     with user_errors(str(folder / "metrics.csv"), KeyError):
-        return [dict.fromkeys(CURVE, math.nan) | row for row in curve(folder)]
+        return [dict.fromkeys(METRICS, math.nan) | row for row in curve(folder)]
 
 
 def described(row: Mapping[str, float], metric: str) -> str:

@@ -58,7 +58,7 @@ def make_page(run: Run, config: DictConfig, *, robustness: bool = True) -> str:
 
 def evaluated_with_sweeps(run: Run, config: DictConfig) -> Evaluation:
     """A run's network on the test set, with the accuracy on warped images, which RUN/evaluation may have already."""
-    known = read_evaluation(run.folder)
+    known = read_evaluation(run)
     if known:
         evaluation = evaluate(run, config)
         # The same confusion and loss are those of the same network, images and views.
@@ -68,10 +68,12 @@ def evaluated_with_sweeps(run: Run, config: DictConfig) -> Evaluation:
     return evaluate(run, config, sweeps=list(evaluated.TICKS), sweep_images=SWEEP_IMAGES)
 
 
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """The confusion, loss and robustness in RUN/evaluation; empty unless it has all that a report shows."""
+def read_evaluation(run: Run) -> dict[str, Any]:
+    """What RUN/evaluation has of confusion, loss and robustness; empty unless it is of these weights, and complete."""
     try:
-        found = read_json(folder / "evaluation" / "evaluation.json")
+        found = read_json(run.folder / "evaluation" / "evaluation.json")
+        if (found["epoch"], found["split"]) != (run.epoch, "test"):
+            return {}
         curves = {
             name: [{key: float(point[key]) for key in ("value", "accuracy")} for point in found["robustness"][name]]
             for name in evaluated.TICKS

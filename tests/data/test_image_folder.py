@@ -155,6 +155,15 @@ def test_a_root_that_is_not_such_a_tree_is_named(tmp_path: Path) -> None:
         data(tmp_path)
 
 
+@pytest.mark.parametrize("options", [{}, {"test_fraction": 0.5}])
+def test_a_folder_of_one_class_is_a_level_too_high(options: dict[str, float], root: Path, tmp_path: Path) -> None:
+    high = tmp_path / "a_level" / "too_high"
+    for place in [high] if options else [high / "train", high / "test"]:
+        shutil.copytree(root / "train", place / "photos")
+    with pytest.raises(ValueError, match=r"has one class folder, photos, not two or more: is data\.root a level too h"):
+        data(high, **options).read(train=True)
+
+
 def test_a_share_of_each_class_is_the_test_set(root: Path) -> None:
     whole = root / "train"
     with pytest.raises(
