@@ -16,7 +16,7 @@ from stn.hyperparameters import class_name
 from stn.run import read_metrics
 from stn.runs import NEUTRAL, read_plain
 from stn.training import write_json
-from stn.untrusted import read_json
+from stn.untrusted import LARGEST_EVALUATION, read_json
 
 RESULTS = Path("results")
 # Words of a command that do not name an experiment: they do not change what is trained, or name the images.
@@ -56,7 +56,7 @@ def record(folder: Path) -> Path:
     result = {"experiment": name, "seed": plain["seed"], **environment}
     if (evaluation := folder / "evaluation" / "evaluation.json").is_file():
         with user_errors(str(evaluation)):
-            found = dict(read_json(evaluation))
+            found = dict(read_json(evaluation, LARGEST_EVALUATION))
         same = {"split": "test", "epoch": metrics.get("tested_epoch"), "accuracy": metrics["test_accuracy"]}
         if same.items() <= found.items():  # of the same weights, images and views
             result["accuracy_by_angle"] = found["accuracy_by_angle"]

@@ -51,6 +51,7 @@ RUN: dict[str, type] = {
 OTHERS = (Optimization, build_network, progress_bar)
 ROOTS = ("stn", "torch", "pytorch_lightning")
 LARGEST_TEXT = 2**20  # bytes of a config.yaml or a metrics.json
+LARGEST_EVALUATION = 2**26  # of an evaluation.json, which has a number for each pair of classes
 WRITTEN_BY_RUNS = r"\$\{hydra:runtime\.output_dir\}|[^$]*\$\{folder\}[^$]*"
 LONGEST_LIST = 1000
 DEEPEST = 20
@@ -129,9 +130,9 @@ def parse_yaml(path: Path) -> DictConfig:
     return config
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, largest: int = LARGEST_TEXT) -> Any:
     """What a JSON file holds. Raises ValueError or OSError for one that cannot be read."""
-    return parsed(read_text(path))
+    return parsed(read_text(path, largest))
 
 
 def parsed(text: str) -> Any:
@@ -142,10 +143,10 @@ def parsed(text: str) -> Any:
         raise ValueError("it is nested too deep") from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     """The text of a file. Raises ValueError for one that is too large or not a file."""
-    if not path.is_file() or path.stat().st_size > LARGEST_TEXT:
-        raise ValueError(f"it is not a file of at most {LARGEST_TEXT:,} bytes")
+    if not path.is_file() or path.stat().st_size > largest:
+        raise ValueError(f"it is not a file of at most {largest:,} bytes")
     return path.read_text(encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from stn.reporting.epochs import curves, galleries, read_epochs
 from stn.reporting.parts import Section, cell, paragraph
 from stn.robustness import SWEEPS
 from stn.run import Run
-from stn.untrusted import read_json
+from stn.untrusted import LARGEST_EVALUATION, read_json
 
 SWEEP_IMAGES = 500  # each is scored in dozens of warps
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -71,7 +71,7 @@ def evaluated_with_sweeps(run: Run, config: DictConfig) -> Evaluation:
 def read_evaluation(run: Run) -> dict[str, Any]:
     """What RUN/evaluation has of confusion, loss and robustness; empty unless it is of these weights, and complete."""
     try:
-        found = read_json(run.folder / "evaluation" / "evaluation.json")
+        found = read_json(run.folder / "evaluation" / "evaluation.json", LARGEST_EVALUATION)
         if (found["epoch"], found["split"]) != (run.epoch, "test"):
             return {}
         curves = {
