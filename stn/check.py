@@ -34,8 +34,8 @@ TOP_LEVEL_KEYS = (
     "threads",
     "matmul_precision",
 )
-TTA = Literal["none", "mirror", "six", "turns", "poses", "mirrored_poses"]
-TTA_OF_POSES = ("poses", "mirrored_poses")
+TTA = Literal["none", "mirror", "six", "turns", "poses", "unmirrored_poses"]
+TTA_OF_POSES = ("poses", "unmirrored_poses")
 CHOICES = {
     "tta": (None, *typing.get_args(TTA)),
     "compile": (None, "default", "reduce-overhead", "max-autotune"),

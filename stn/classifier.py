@@ -41,9 +41,9 @@ class Classifier(pl.LightningModule):
     tta: the views of each image whose probabilities are averaged outside training. none: the image; mirror: its mirror
         image too; six: also both shifted by a pixel towards two corners, each of these four half as much (K. Jordan
         2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3.5); turns: the image in 12 directions, of
-        which the one with the surest class alone counts; poses: the image as the transformer reads it in its two
-        likeliest poses, weighted by how likely they are; mirrored_poses: its mirror image too. Poses need
-        `RotationClasses`.
+        which the one with the surest class alone counts; poses: the image and its mirror image, each as the
+        transformer reads it in its two likeliest poses, weighted by how likely they are; unmirrored_poses: the image
+        alone so. Poses need `RotationClasses`.
     channels_last: whether images and weights are in the channels-last memory format.
     Raises ValueError for an unknown `tta`, and for settings that need a transformer where there is none.
     """
@@ -135,7 +135,7 @@ class Classifier(pl.LightningModule):
             return turned.gather(0, surest[None, :, None].expand(1, -1, turned.shape[2]))[0]
         if self.tta in TTA_OF_POSES:
             shares = self._of_poses(images)
-            if self.tta == "mirrored_poses":
+            if self.tta == "poses":
                 shares = (shares + self._of_poses(images.flip(3))) / 2
             return shares.clamp(min=torch.finfo(shares.dtype).tiny).log()
         views = [images, images.flip(3)]  # the image itself first, see ThetaMonitor
@@ -160,7 +160,7 @@ class Classifier(pl.LightningModule):
     @property
     def passes(self) -> int:
         """How often the first transformer reads each image outside training."""
-        return {"none": 1, "mirror": 2, "six": 6, "turns": TURNS, "poses": 1, "mirrored_poses": 2}[self.tta]
+        return {"none": 1, "mirror": 2, "six": 6, "turns": TURNS, "poses": 2, "unmirrored_poses": 1}[self.tta]
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it

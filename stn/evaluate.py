@@ -23,7 +23,7 @@ class Options:
     )
     tta: TTA | None = field(
         default=None,
-        metadata={"help": "none, mirror, six, turns, poses or mirrored_poses; null: as the run was tested"},
+        metadata={"help": "none, mirror, six, turns, poses or unmirrored_poses; null: as the run was tested"},
     )
     sweep: str | list[str] | None = field(
         default=None, metadata={"help": "accuracy on warped images: rotation, scale, shift_x or shift_y, or a list"}

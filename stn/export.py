@@ -27,7 +27,7 @@ class Options:
     tta: TTA | None = field(
         default=None,
         metadata={
-            "help": "the views of an image that are scored: none (default), mirror, six, turns, poses or mirrored_poses"
+            "help": "the scored views of an image: none (default), mirror, six, turns, poses or unmirrored_poses"
         },
     )
     opset: int | None = field(default=None, metadata={"help": "of onnx, 18 (the default) to 23"})

@@ -31,7 +31,7 @@ class Options:
     tta: TTA | None = field(
         default=None,
         metadata={
-            "help": "views of each image: none, mirror, six, turns, poses or mirrored_poses (default: as the run)"
+            "help": "views of each image: none, mirror, six, turns, poses or unmirrored_poses (default: as the run)"
         },
     )
     batch_size: int = field(default=64, metadata={"help": "images at a time"})

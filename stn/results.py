@@ -30,7 +30,8 @@ def record(folder: Path) -> Path:
 
     The result of `python -m stn.colocalize` goes to results/colocalization/. The experiment is named by the settings
     of the run's command. Raises InputError for a run that is not finished, that a script trained, or whose code is in
-    no commit, and where there is a result of the same experiment on other images.
+    no commit, for one that was resumed for more epochs than its command says, and where there is a result of the same
+    experiment on other images.
     """
     if (folder / "colocalization.json").is_file():
         return record_colocalization(folder)
@@ -40,7 +41,7 @@ def record(folder: Path) -> Path:
     environment = dict(read_json(folder / "environment.json"))
     for began in (environment, *environment.get("resumed", [])):
         check_commit(folder, began["commit"])
-    if any("trainer.max_epochs=" in went_on["command"] for went_on in environment.get("resumed", [])):
+    if any({"resume", "trainer.max_epochs"} <= keys(went_on["command"]) for went_on in environment.get("resumed", [])):
         raise InputError(f"{folder} was resumed for more epochs, so its command does not name it: train it anew")
     plain = read_plain(folder)
     settings = {key: value for key, value in plain.items() if key not in ("folder", "hydra", "callbacks", "logger")}
@@ -62,6 +63,11 @@ def record(folder: Path) -> Path:
             result["accuracy_by_angle"] = found["accuracy_by_angle"]
     write_json(path, result | {"metrics": metrics, "config": settings, "curve": curve(folder)})
     return path
+
+
+def keys(command: str) -> set[str]:
+    """The keys that a command sets."""
+    return {word.partition("=")[0] for word in shlex.split(command)}
 
 
 def record_colocalization(folder: Path) -> Path:

@@ -51,7 +51,7 @@ def page(results: Mapping[str, Sequence[Result]]) -> str:
         "otherwise. "
         "Errors of the pose are medians over the test set, and the time is the shortest of the seeds. In the test "
         "every network but `search` sees each image and its mirror image. Where images are turned, `transformer` reads "
-        "both in two poses (`tta=mirrored_poses`); among clutter it has an upright window (`model/warp=attention`). "
+        "both in two poses (`tta=poses`); among clutter it has an upright window (`model/warp=attention`). "
         "The runs on images scaled 0.75 to 1 were partly paused or beside tests: their times tell little.\n\n"
         f"{arms(results, ['does_it_help', 'clutter'])}\n\n"
         "### Traps\n\n"

@@ -57,7 +57,7 @@ def resumed(where: str, overrides: Sequence[str] = (), allow: Sequence[str] = ()
             f"{config.optimizer.schedule} ends after {before} epochs; only a constant schedule can have more or fewer"
         )
     epoch = state["stn"]["epoch"]
-    if more and 0 <= changed.trainer.max_epochs < epoch:
+    if more and changed.trainer.max_epochs < epoch:
         raise InputError(f"{more[-1]} cannot be set on resuming: {folder} has been trained for {epoch} epochs already")
     # A run that was interrupted in its test goes on too: the test is made then.
     if "test_accuracy" in read_metrics(folder) and not (more and epoch < changed.trainer.max_epochs):

@@ -166,6 +166,11 @@ def fit(
 
     compiling = [Compile(config.compile)] if config.compile else []
     trainer = build_trainer(config, [*callbacks, *compiling, KeepSigterm()])
+    if rank() > 0 and trainer.world_size == 1:  # its folder is temporary
+        raise InputError(
+            f"this is process {rank()} of several, by RANK, SLURM_PROCID or LOCAL_RANK, and trains alone: set "
+            "trainer.devices for one training by all, or unset them"
+        )
     if config.on_divergence == "restart" and trainer.world_size > 1:
         raise InputError("on_divergence=restart needs trainer.devices=1: several processes cannot go back together")
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -190,6 +195,8 @@ def fit(
     if state:
         if trainer.is_global_zero:
             continue_loggers(trainer.loggers, state)
+            if state["stn"].get("restarts", 0) == restarts:  # else it goes back after a divergence
+                note_resuming(Path(config.folder), trainer)
         classifier.random_state = state["stn"]["random_state"]
     try:
         with broken_off(trainer) as found:
@@ -204,24 +211,27 @@ def fit(
 
 
 def open_folder(config: DictConfig, trainer: pl.Trainer, data: ResidentDataModule, *, is_new: bool) -> None:
-    """Empties the folder of a new run, and says what gave a run and what went on with it; keeps the config."""
+    """Empties the folder of a new run, and notes the command that began it; keeps the config."""
     folder = Path(config.folder)
-    here, environment = provenance(trainer.strategy.root_device), folder / "environment.json"
     if is_new:
         empty_folder(folder)
         read = {"classes": list(data.classes), "train_digest": data.digest, "test_digest": data.test_digest}
-        write_json(environment, here | {"data": read})
-    else:
-        (folder / "metrics.json").unlink(missing_ok=True)  # of fewer epochs
-        with suppress(OSError, ValueError, TypeError):  # without the file, or with a broken one, the run goes on too
-            before = dict(read_json(environment))
-            went_on = {key: here[key] for key in ("command", "commit", "date")}
-            write_json(environment, before | {"resumed": [*before.get("resumed", []), went_on]})
+        write_json(folder / "environment.json", provenance(trainer.strategy.root_device) | {"data": read})
     (folder / "error.txt").unlink(missing_ok=True)  # of what was tried before
     if is_new or not (folder / "config.yaml").exists():
         save(config, folder / "config.yaml")
     else:
         save_epochs(config.trainer.max_epochs, folder / "config.yaml")
+
+
+def note_resuming(folder: Path, trainer: pl.Trainer) -> None:
+    """Notes the command that resumes a run, and deletes the metrics of what it was before."""
+    (folder / "metrics.json").unlink(missing_ok=True)
+    here = provenance(trainer.strategy.root_device)
+    with suppress(OSError, ValueError, TypeError):  # a run without its environment.json goes on too
+        before = dict(read_json(folder / "environment.json"))
+        resumed = [*before.get("resumed", []), {key: here[key] for key in ("command", "commit", "date")}]
+        write_json(folder / "environment.json", before | {"resumed": resumed})
 
 
 def open_loggers(config: DictConfig, trainer: pl.Trainer, classifier: Classifier, *, is_new: bool) -> None:

@@ -155,7 +155,7 @@ def posed(**options: Any) -> Classifier:
     return Classifier(POSED, OPTIMIZER, CLASSES, **options)
 
 
-@pytest.mark.parametrize("tta", ["poses", "mirrored_poses"])
+@pytest.mark.parametrize("tta", ["poses", "unmirrored_poses"])
 def test_two_poses_are_weighted_by_how_likely_they_are(tta: Any) -> None:
     module = posed(tta=tta).eval()
     transformer, rest = module.net[0], module.net[1]
@@ -163,7 +163,7 @@ def test_two_poses_are_weighted_by_how_likely_they_are(tta: Any) -> None:
         transformer.head.weight.normal_(0, 0.3)
         images = torch.rand(5, 3, 32, 32)
         expected = torch.zeros(5, 10)
-        views = [module.normalization(images), module.normalization(images).flip(3)][: 1 + (tta == "mirrored_poses")]
+        views = [module.normalization(images), module.normalization(images).flip(3)][: 1 + (tta == "poses")]
         for view in views:
             theta = transformer.theta(view)
             other, share = transformer.warp.second_best(theta)

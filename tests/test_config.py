@@ -104,7 +104,7 @@ def test_every_choice_trains(choice: str, composed: Compose, tmp_path: Path) -> 
         TRAINED.add(text)
 
 
-@pytest.mark.parametrize(("data", "tta"), [("cifar10", "mirrored_poses"), ("mnist", "poses")])
+@pytest.mark.parametrize(("data", "tta"), [("cifar10", "poses"), ("mnist", "unmirrored_poses")])
 def test_poses_are_read_in_a_mirror_where_training_mirrors(data: str, tta: str, composed: Compose) -> None:
     assert composed("experiment=does_it_help", "arm=transformer", f"data={data}").tta == tta
 
@@ -209,7 +209,7 @@ def test_everything_trains_50_epochs_unless_a_preset_says_otherwise(composed: Co
         ("data.batch_size={a:1}", "data.batch_size={'a': 1} must be a whole number"),
         ("threads=0", "threads=0 must be null, or a whole number from 1 to the"),
         ("threads=1000", "threads=1000 must be null, or a whole number from 1 to the"),
-        ("tta=2", "tta=2 must be null, none, mirror, six, turns, poses or mirrored_poses"),
+        ("tta=2", "tta=2 must be null, none, mirror, six, turns, poses or unmirrored_poses"),
         ("label_smoothing=1.5", r"label_smoothing=1.5 must be a number in \[0, 1\)"),
         ("data._target_=0", "data._target_=0 must be the name of a class"),
         ("data._target_=stn.data.MNIST", "data._target_=stn.data.MNIST cannot be imported"),

@@ -365,7 +365,7 @@ def test_results_are_replaced_only_if_asked_and_only_by_results(
     ("option", "said"),
     [
         ("split=all", "split=all must be test, val or train"),
-        ("tta=seven", "tta=seven must be none, mirror, six, turns, poses, mirrored_poses or null"),
+        ("tta=seven", "tta=seven must be none, mirror, six, turns, poses, unmirrored_poses or null"),
         ("sweep=rotate", "sweep=rotate: there is no such sweep; did you mean 'rotation'?"),
         ("sweep=[scale,3]", "sweep=[scale,3] must be a text, a list of texts or null"),
         ("worst=-1", "worst=-1 must be a whole number from 0 to 1000"),

@@ -156,7 +156,7 @@ def test_every_placement_runs_in_onnxruntime_and_torchscript(overrides: list[str
 
 
 @pytest.mark.parametrize("format", GRAPHS)
-@pytest.mark.parametrize("tta", ["six", "turns", "poses", "mirrored_poses"])
+@pytest.mark.parametrize("tta", ["six", "turns", "poses", "unmirrored_poses"])
 def test_views_are_exported_for_batches_of_any_size(tta: str, format: str, tmp_path: Path) -> None:
     network = random_network("model/warp=rotation_classes", f"tta={tta}")
     path = tmp_path / GRAPHS[format]

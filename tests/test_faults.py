@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from conftest import ROOT, TINY, Command, environment, started
 from omegaconf import DictConfig
+from test_bad_input import refused
 
 import stn
 from stn import cli
@@ -270,6 +271,11 @@ class Second(pl.Callback):
             time.sleep(0.05)
 
 
+def test_one_of_several_processes_does_not_train_alone(command: Command, tmp_path: Path) -> None:
+    refused(command(*RUN, variables={"LOCAL_RANK": "2"}), "this is process 2 of several")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_launcher_starts_one_run(tmp_path: Path) -> None:
     """Every process of torchrun has the same config, and one of them writes. One validation image is enough for two."""
     tiny = [value for value in TINY if not value.startswith(("trainer=", "data.batch_size", "data.val_fraction"))]
@@ -283,7 +289,7 @@ def test_a_launcher_starts_one_run(tmp_path: Path) -> None:
     ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "stn.train"]
     found = subprocess.run(
-        [*launch, *tiny, *QUIET, *two, "hydra.run.dir=run"],
+        [*launch, *tiny, *QUIET, *two],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,

@@ -171,6 +171,7 @@ def test_a_wrong_option_is_refused(option: str, said: str, trained: Path, comman
         ("figures/warps/transformer.0_epoch_001.png", "no picture"),
         ("metrics.csv", "epoch,val/accuracy\n0,high\n"),
         ("environment.json", "[1]"),
+        ("environment.json", '{"resumed": [3]}'),
     ],
 )
 def test_a_file_of_the_run_that_cannot_be_read_is_named(

@@ -124,6 +124,10 @@ def test_what_is_no_result_is_refused(folder: Path) -> None:
         path.write_text(json.dumps(environment | {"command": "python -m stn.train", "resumed": [resumed]}))
         with pytest.raises(InputError, match=said):
             record(folder)
+    more = {"command": "python -m stn.train trainer.max_epochs=9 seed=0", "commit": "abc"}  # of a resumed sweep
+    path.write_text(json.dumps(environment | {"command": "python -m stn.train", "resumed": [more]}))
+    record(folder)
+    shutil.rmtree(RESULTS)
     (folder / "metrics.json").unlink()
     with pytest.raises(InputError, match="is not the folder of a finished run"):
         record(folder)

@@ -428,6 +428,7 @@ def test_a_divergence_goes_back_with_half_the_rate(
     assert last == pytest.approx(first if at_start else first / 4)
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["stn"]["restarts"] == 2
+    assert "resumed" not in json.loads((tmp_path / "run" / "environment.json").read_text())
 
 
 def test_a_divergence_that_goes_on_ends_the_run(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def environment(folder: Path) -> dict[str, Any]:
         return {}
     with user_errors(str(path), TypeError):
         found = dict(read_json(path))
-        return found | {"machine": dict(found.get("machine", {})), "versions": dict(found.get("versions", {}))}
+        resumed = [{"date": "", "command": ""} | dict(one) for one in found.get("resumed", [])]
+        nested = {key: dict(found.get(key, {})) for key in ("machine", "versions")}
+        return found | nested | {"resumed": resumed}
 
 
 def read_config_text(folder: Path) -> str:
