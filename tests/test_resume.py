@@ -228,6 +228,16 @@ def test_a_finished_run_is_not_resumed(command: Command, tmp_path: Path) -> None
     assert (tmp_path / "run" / "metrics.json").read_text() == before
 
 
+class Look(pl.Callback):
+    """Looks while it trains at what the folder says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.said = unfinished(self.folder)
+
+
 def test_a_finished_run_that_gets_more_epochs_is_unfinished_until_it_has_them(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(compose([*SMALL, *RECIPES["AdamW, dropout"], "optimizer.schedule=constant"], folder))
@@ -237,8 +247,10 @@ def test_a_finished_run_that_gets_more_epochs_is_unfinished_until_it_has_them(tm
     assert (folder / "config.yaml").read_bytes() == before and unfinished(folder) is None
     more = ["trainer.max_epochs=6"]
     config, checkpoint = resumed(str(folder), more)
+    look = Look(folder)
     with pytest.raises(KeyboardInterrupt):
-        train(config, [InterruptTest()], checkpoint)
+        train(config, [look, InterruptTest()], checkpoint)
+    assert look.said == "not finished"
     assert unfinished(folder) == "not finished, after 6 epochs"
     config, checkpoint = resumed(str(folder))
     assert train(config, checkpoint=checkpoint)["tested_epoch"] == 6 and unfinished(folder) is None
