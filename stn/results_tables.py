@@ -11,6 +11,8 @@ from stn.errors import InputError
 from stn.results import RESULTS, Result, source_of, spread, table
 from stn.significance import compare, p_in_words
 
+PUBLISHED_EPOCHS = "640"  # 150,000 steps of 256 (Jaderberg et al. 2015)
+WITH_POSE = "measured, pose"  # of transformers that learn from the known distortion
 UNMEASURED = "None is measured yet."
 Arm = tuple[int, str]  # epochs, and what it is
 RECIPE = "does_it_help,arm=transformer,data/distortion=rotation,trainer.max_epochs=6"
@@ -47,34 +49,63 @@ def accuracies(results: Mapping[str, Sequence[Result]]) -> str:
     return table(rows)
 
 
-def arms(results: Mapping[str, Sequence[Result]], presets: Sequence[str], fewest: int = 1) -> str:
+def gains(results: Mapping[str, Sequence[Result]], presets: Sequence[str], fewest: int = 3) -> str:
+    """The table of README: what a transformer wins over the plain network, by test images; empty without any.
+
+    fewest: how many seeds the two networks must have. The means of fewer seeds tell their number.
+    """
+    others = ("plain", "wider", "ceiling")
+    rows: list[Sequence[str]] = [("images", "epochs", *(f"`{one}`" for one in others), "transformer", "gain", "p")]
+    for (images, _), group in grouped(results, presets).items():
+        for epochs in sorted({epochs for epochs, _ in group}):
+            runs = {name: group.get((epochs, f"`{name}`"), []) for name in (*others, "transformer", "window")}
+            own = "transformer" if runs["transformer"] else "window"
+            if min(len(runs["plain"]), len(runs[own])) < fewest:
+                continue
+            counts = {name: len(of_arm) for name, of_arm in runs.items()}
+            seeds = {name: f" ({count} seed{'s' * (count > 1)})" * (count < fewest) for name, count in counts.items()}
+            means = [f"{accuracy_of(runs[one]):.2%}{seeds[one]}" if runs[one] else "" for one in (*others, own)]
+            *_, gain, p, _, _, _ = next(row for row in rows_of(group) if row[:2] == (str(epochs), f"`{own}`"))
+            rows.append((images, str(epochs), *means[:-1], f"**{means[-1]}**", gain, p))
+    return table(rows) if len(rows) > 1 else ""
+
+
+def arms(results: Mapping[str, Sequence[Result]], presets: Sequence[str]) -> str:
     """The table of the arms of some presets, by test images and network; empty without any.
 
     A number of epochs is shown if an arm with a transformer or a search has been trained for it, and has a `rival`.
-    fewest: how many seeds each of the two must have.
+    """
+    head = ("images", "epochs", "arm", "channels", "test accuracy", "seeds", "gain", "p", "corners", "angle", "time")
+    rows: list[Sequence[str]] = [head]
+    for (images, _), group in grouped(results, presets).items():
+        shown = set()
+        for one in group:
+            plain = rival(one, group)
+            if plain and not one[1].startswith(("`plain`", "`wider`", "`ceiling`")):
+                shown |= {one[0], plain[0]}
+        rows += [(images, *row) for row in rows_of({one: runs for one, runs in group.items() if one[0] in shown})]
+    return table(rows) if len(rows) > 1 else ""
+
+
+def grouped(
+    results: Mapping[str, Sequence[Result]], presets: Sequence[str]
+) -> dict[tuple[str, str], dict[Arm, Sequence[Result]]]:
+    """The arms of some presets, by the images that they are tested on and the settings of their network.
+
+    Raises InputError for two results of one arm.
     """
     groups: dict[tuple[str, str], dict[Arm, Sequence[Result]]] = defaultdict(dict)
-    for name, runs in results.items():
+    for name, runs in ((name, results[name]) for one in presets for name in results if name.partition(",")[0] == one):
         config = runs[0]["config"]
         is_whole = not config["data"].get("subset")
-        if name.partition(",")[0] in presets and config["arm"] and is_whole and not trap_of(name):
+        if config["arm"] and is_whole and not trap_of(name):
             images, arm = seen(config["data"], config["arm"])
             network = " ".join(re.findall(r"model\.classifier\.\w+=(?:\[.*?\]|[^,]*)", name))
             group, key = groups[images, network], (runs[0]["metrics"]["epochs"], arm)
             if key in group:
                 raise InputError(f"{name}: there is another result of its arm on these images: keep one of them")
             group[key] = runs
-    head = ("images", "epochs", "arm", "channels", "test accuracy", "seeds", "gain", "p", "corners", "angle", "time")
-    rows: list[Sequence[str]] = [head]
-    for (images, _), group in groups.items():
-        shown = set()
-        for one in group:
-            plain = rival(one, group)
-            is_compared = not one[1].startswith(("`plain`", "`wider`", "`ceiling`"))
-            if is_compared and plain and min(len(group[one]), len(group[plain])) >= fewest:
-                shown |= {one[0], plain[0]}
-        rows += [(images, *row) for row in rows_of({one: runs for one, runs in group.items() if one[0] in shown})]
-    return table(rows) if len(rows) > 1 else ""
+    return groups
 
 
 def rows_of(group: Mapping[Arm, Sequence[Result]]) -> list[Sequence[str]]:
@@ -178,30 +209,40 @@ def warp_of(distortion: Mapping[str, Any]) -> str:
 
 
 def digits(results: Mapping[str, Sequence[Result]]) -> str:
-    """The table of the errors on distorted digits, as published and as measured."""
+    """The table of the errors on distorted digits, as published and as measured; with those of the pose, if known."""
     columns = ("R", "RTS", "P", "E", "TC")
-    rows: list[Sequence[str]] = [("network", "warp", "", *columns, "seeds")]
+    rows: list[Sequence[str]] = [("network", "warp", "", "epochs", *columns, "seeds")]
     for row in json.loads((RESULTS / "jaderberg2015.json").read_text(encoding="utf-8")):
-        rows.append((row["network"], row["warp"], "published", *(str(row.get(column, "")) for column in columns), "3"))
-    found: dict[tuple[str, str, str], dict[str, Sequence[Result]]] = defaultdict(dict)
+        published = (str(row.get(column, "")) for column in columns)
+        rows.append((row["network"], row["warp"], "published", PUBLISHED_EPOCHS, *published, "3"))
+    found: dict[tuple[str, str, str, int], dict[str, Sequence[Result]]] = defaultdict(dict)
     for name, runs in results.items():
         if name.partition(",")[0] == "distorted_mnist" and not runs[0]["config"]["data"].get("subset"):
             model, weight = runs[0]["config"]["model"], runs[0]["config"]["pose_weight"]
             network = "FCN" if model["classifier"]["_target_"].endswith("FullyConnected") else "CNN"
             has_transformer = model["placement"] != "none"
             warp = model["warp"]["_target_"].rpartition(".")[2] if has_transformer else ""
-            row = ("ST-" * has_transformer + network, warp, "measured" + ", pose" * bool(weight))
+            epochs = int(runs[0]["metrics"]["epochs"])
+            row = ("ST-" * has_transformer + network, warp, WITH_POSE if weight else "measured", epochs)
             if kind := kind_of(runs[0]["config"]["data"]["distortion"] or {}):
                 if kind in found[row]:
-                    raise InputError(f"{name}: there is another result of {' '.join(row)} on {kind}: keep one of them")
+                    raise InputError(
+                        f"{name}: there is another result of {' '.join(map(str, row))} on {kind}: keep one of them"
+                    )
                 found[row][kind] = runs
-    for row, errors in sorted(found.items()):
-        cells, seeds = [], set()
+    for row, of_kinds in sorted(found.items()):
+        cells = []
         for column in columns:
-            values = [100 * (1 - run["metrics"]["test_accuracy"]) for run in errors.get(column, ())]
-            seeds |= {len(values)} - {0}
-            cells.append(spread(values, ".2f") if values else "")
-        rows.append((*row, *cells, " or ".join(map(str, sorted(seeds)))))
+            metrics = [run["metrics"] for run in of_kinds.get(column, ())]
+            errors_of_pose = [
+                f"{mean(one[f'test_transformer_{key}'] for one in metrics):.1f} {unit}"
+                for key, unit in {"corner_error_pixels": "px", "angle_error_degrees": "°"}.items()
+                if row[2] == WITH_POSE and metrics
+            ]
+            errors = [100 * (1 - one["test_accuracy"]) for one in metrics]
+            cells.append("; ".join([spread(errors, ".2f"), *errors_of_pose]) if errors else "")
+        seeds = sorted({len(runs) for runs in of_kinds.values()})
+        rows.append((*row[:3], str(row[3]), *cells, " or ".join(map(str, seeds))))
     return table(rows) + f"\n\n{UNMEASURED}" * (not found)
 
 

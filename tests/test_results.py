@@ -19,7 +19,7 @@ from stn.errors import InputError
 from stn.layers import Affine, FullyConnectedLocalization, SpatialTransformer
 from stn.results import RESULTS, experiment, read_results, record
 from stn.results_page import README, front_page, page, with_tables
-from stn.results_tables import RECIPE, arms, changes, colocalized, digits, little, traps, warp_of
+from stn.results_tables import RECIPE, arms, changes, colocalized, digits, gains, little, traps, warp_of
 from stn.training import train
 
 
@@ -180,7 +180,11 @@ def test_the_arms_of_a_distortion_are_compared_with_the_plain_one() -> None:
         f"| {images} | 15 | `ceiling` | 32, 64 | 85.00% | 1 | +14.00 |  |  |  | 410 s |",
         f"| {images} | 20 | `window` | 32, 64 | 76.00% (75.00% to 77.00%) | 3 | +5.00 |  |  |  | 399 s |",
     ]
-    assert arms(results, ["preset"], fewest=4) == ""
+    _, _, *rows = gains(results, ["preset"]).splitlines()
+    assert rows == [f"| {images} | 15 | 71.00% |  | 85.00% (1 seed) | **82.00%** | +11.00 | {p:.3f} |"]
+    assert gains(results, ["preset"], fewest=4) == ""
+    wider = {"preset,f": runs("wider", [0.74, 0.75], 400)}
+    assert "| 71.00% | 74.50% (2 seeds) | 85.00% (1 seed) |" in gains(results | wider, ["preset"])
 
     upright = warp | {"rotation": 0.0, "scale": [1.0, 1.0], "shift": 0.0}
     results = {
@@ -258,8 +262,12 @@ def test_errors_on_digits_stand_beside_the_published_ones(monkeypatch: pytest.Mo
         warp = {"_target_": f"stn.data.{distortion}Distortion", "canvas": canvas, "rotation": 90, "scale": [1.0, 1.0]}
         warp |= {"along_diagonal": True}
         config["data"] = {"distortion": warp}
-        return [{"config": config, "metrics": {"test_accuracy": value}} for value in accuracies]
+        errors = {"test_transformer_corner_error_pixels": 0.46, "test_transformer_angle_error_degrees": 1.0}
+        metrics = {"epochs": 30} | errors
+        return [{"config": config, "metrics": metrics | {"test_accuracy": value}} for value in accuracies]
 
+    longer = runs([0.996], "Affine", None)
+    longer[0]["metrics"]["epochs"] = 100
     free_corners = runs([0.1], "Projective", None)
     free_corners[0]["config"]["data"]["distortion"]["along_diagonal"] = False
     found = digits(
@@ -269,12 +277,14 @@ def test_errors_on_digits_stand_beside_the_published_ones(monkeypatch: pytest.Mo
             "distorted_mnist,c": runs([0.98], "Affine", 60, pose_weight=1.0),
             "distorted_mnist,d": runs([0.97], "Projective", None),
             "distorted_mnist,e": free_corners,
+            "distorted_mnist,f": longer,
             "other": runs([0.1], "Elastic", None),
         }
     )
-    assert "| ST-CNN | Affine | published | 0.7 | 0.5 | 0.8 | 1.2 | 1.7 | 3 |" in found
-    assert "| ST-CNN | Affine | measured | 0.80 (0.60 to 1.00) | 0.50 | 3.00 |  |  | 1 or 2 |" in found
-    assert "| ST-CNN | Affine | measured, pose |  |  |  |  | 2.00 | 1 |" in found
+    assert "| ST-CNN | Affine | published | 640 | 0.7 | 0.5 | 0.8 | 1.2 | 1.7 | 3 |" in found
+    assert "| ST-CNN | Affine | measured | 30 | 0.80 (0.60 to 1.00) | 0.50 | 3.00 |  |  | 1 or 2 |" in found
+    assert "| ST-CNN | Affine | measured | 100 | 0.40 |  |  |  |  | 1 |" in found
+    assert "| ST-CNN | Affine | measured, pose | 30 |  |  |  |  | 2.00; 0.5 px; 1.0 ° | 1 |" in found
 
 
 def test_few_images_have_a_table_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
