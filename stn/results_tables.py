@@ -285,16 +285,25 @@ def kind_of(distortion: Mapping[str, Any]) -> str | None:
 
 def colocalized() -> str:
     """The table of the co-localizations; empty without any."""
-    groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
+    groups: dict[tuple[str, int, int], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted((RESULTS / "colocalization").glob("*.json")):
         one = json.loads(path.read_text(encoding="utf-8"))
-        groups[one["images_of"], one["data"]["distortion"]["pieces"], one["category"]].append(one)
-    rows = [("images", "pieces", "class", "found", "mean overlap", "seeds", "shortest time")]
-    for (kind, pieces, category), found in groups.items():
-        shares, overlaps = ([one[key] for one in found] for key in ("found", "overlap"))
-        time = f"{min(one['seconds'] for one in found):,.0f} s"
+        clutter = one["data"]["distortion"]
+        groups[one["images_of"], clutter["pieces"], clutter["piece_size"]][one["category"]].append(one)
+    rows = [("images", "pieces", "encoder's accuracy", "found, by class", "seeds", "shortest time")]
+    for (kind, pieces, size), of_classes in groups.items():
+        shares = {category: [one["found"] for one in found] for category, found in of_classes.items()}
+        best = sorted(shares, key=lambda category: -mean(shares[category]))
+        every = [one for found in of_classes.values() for one in found]
         rows.append(
-            (kind, str(pieces), category, spread(shares, ".0%"), spread(overlaps, ".2f"), str(len(found)), time)
+            (
+                kind,
+                f"{pieces} of {size} × {size}" if pieces else "none",
+                spread(sorted({one["encoder_test_accuracy"] for one in every}), ".1%"),
+                ", ".join(f"`{category}` {spread(shares[category], '.0%')}" for category in best),
+                " or ".join(map(str, sorted({len(found) for found in of_classes.values()}))),
+                f"{min(one['seconds'] for one in every):,.0f} s",
+            )
         )
     return table(rows) if len(rows) > 1 else ""
 

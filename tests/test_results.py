@@ -341,14 +341,17 @@ def test_a_colocalization_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert colocalized() == ""
     for seed, found in ((0, 0.9), (1, 1.0)):
-        data = {"_target_": "stn.data.MNISTDataModule", "root": "data", "distortion": {"pieces": 16}}
-        result = {"category": "3", "seed": seed, "found": found, "overlap": 0.7, "seconds": 4.0 + seed, "data": data}
+        data = {"_target_": "stn.data.MNISTDataModule", "root": "data", "distortion": {"pieces": 16, "piece_size": 6}}
+        result = {"category": "3", "seed": seed, "found": found, "encoder_test_accuracy": 0.98}
+        result |= {"seconds": 4.0 + seed, "data": data}
         folder = tmp_path / str(seed)
         folder.mkdir()
         content = json.dumps(result | {"provenance": {"commit": "abc"}})
         (folder / "colocalization.json").write_text(content)
         assert record(folder) == RESULTS / "colocalization" / f"mnist-16-3-{seed}.json"
-    assert "| mnist | 16 | 3 | 95% (90% to 100%) | 0.70 (0.70 to 0.70) | 2 | 4 s |" in colocalized()
+    another = RESULTS / "colocalization" / "mnist-16-4-0.json"
+    another.write_text(json.dumps(json.loads(content) | {"category": "4", "images_of": "mnist"}))
+    assert "| mnist | 16 of 6 × 6 | 98.0% | `4` 100%, `3` 95% (90% to 100%) | 1 or 2 | 4 s |" in colocalized()
     (folder / "colocalization.json").write_text(content.replace("abc", "abc-dirty"))
     with pytest.raises(InputError, match="was trained by code of no commit"):
         record(folder)
