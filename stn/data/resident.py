@@ -1,6 +1,5 @@
 """What every data set of this project shares: it is read once, lives in memory as uint8, and gives whole batches."""
 
-import itertools
 import math
 import zlib
 from abc import ABC, abstractmethod
@@ -184,10 +183,15 @@ class ResidentDataModule(pl.LightningDataModule, ABC):
             return
         check_memory(len(self.images[split]), self.channels, distortion.side(self.image_size))
         generator = random_stream("distortion", self.split_seed, split)
-        figures = self.figures.get(split)
-        known = itertools.repeat(None) if figures is None else figures.split(500)
-        parts = [distortion(*part) for part in zip(self.images[split].split(500), itertools.repeat(generator), known)]
-        self.images[split], self.figures[split] = map(torch.cat, zip(*parts, strict=True))
+        images, figures = self.images[split], self.figures.get(split)
+        # Pieces are cut from other images of a part. A folder is read class by class, so it is shuffled for them.
+        order = torch.randperm(len(images), generator=generator) if distortion.pieces else torch.arange(len(images))
+        parts = [
+            distortion(images[part], generator, None if figures is None else figures[part])
+            for part in order.tensor_split(math.ceil(len(order) / 500))
+        ]
+        back = order.argsort()
+        self.images[split], self.figures[split] = (torch.cat(found)[back] for found in zip(*parts, strict=True))
 
     def _store(self, split: str, images: Tensor, labels: Tensor) -> None:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")

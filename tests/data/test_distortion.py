@@ -240,3 +240,17 @@ def test_validation_on_the_test_set_sees_its_distortion() -> None:
     data = module(distortion=AffineDistortion(canvas=40, pieces=2), validate_on="test")
     assert data.images["val"].shape == (40, 3, 40, 40) and torch.equal(data.images["val"], data.images["test"])
     assert torch.equal(data.figures["val"], data.figures["test"])
+
+
+def test_the_pieces_of_a_test_set_that_is_read_class_by_class_are_of_all_classes() -> None:
+    data = ShapesDataModule(distortion=AffineDistortion(0, (1, 1), shift=None, canvas=64, pieces=16, piece_size=12))
+    classes = torch.arange(1100) // 550  # each more than a part
+    data.images["test"] = torch.zeros(1100, 3, 32, 32, dtype=torch.uint8)
+    data.images["test"][torch.arange(1100), classes] = 255
+    data.fix("test")
+    distorted = data.images["test"]
+    of_the_other = distorted[torch.arange(1100), 1 - classes].flatten(1).gt(0).any(dim=1)
+    assert of_the_other.float().mean() > 0.99
+    # Each image is still in its place in the set, and where its figure is.
+    x, y = ((data.figures["test"].mean(dim=1) + 1) * 32).long().unbind(1)
+    assert (distorted[torch.arange(1100), classes, y, x] == 255).all()
