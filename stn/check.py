@@ -113,6 +113,10 @@ def _check_parts(plain: dict[Any, Any]) -> None:
                 f"{key}={value}: the config has no key and no group {key!r}; "
                 f"{nearest_key(key, plain, GROUPS + TOP_LEVEL_KEYS)}"
             )
+    for key in ("distortion", "test_distortion"):
+        value = plain["data"].get(key)
+        if isinstance(value, dict) and "_target_" not in value:  # as of arm=ceiling
+            raise InputError(f"data.{key}={value} changes a distortion, and there is none: set data/{key}=rts")
     for group in ("callbacks", "logger"):
         for key, value in plain[group].items():
             if value is not None and not (isinstance(value, dict) and "_target_" in value):
@@ -253,7 +257,9 @@ def _check_arguments(node: Mapping[str, Any], path: str) -> None:
             if not fits(value, arguments[key]):
                 raise InputError(f"{path}.{key}={value} must be {spell(arguments[key])}")
         elif open_ended is None:
-            raise InputError(f"{path}.{key}={value}: {path} has no key {key!r}; {nearest(key, arguments)}")
+            raise InputError(
+                f"{path}.{key}={value}: {path} has no key {key!r}; {nearest(key, arguments.keys() - given)}"
+            )
         elif not fits(value, open_ended):
             raise InputError(f"{path}.{key}={value} must be {spell(open_ended)}")
 

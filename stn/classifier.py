@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from stn.check import TTA, TTA_OF_POSES
 from stn.errors import DivergedError
-from stn.layers import Rotation, RotationClasses, SpatialTransformer, pixel_centres, sample, transformers
+from stn.layers import Rotation, RotationClasses, SpatialTransformer, figure_points, pixel_centres, sample, transformers
 from stn.layers.sampling import without_autocast
 from stn.networks import Normalization, Whitening
 
@@ -212,7 +212,9 @@ class Classifier(pl.LightningModule):
             for look, (_, theta) in enumerate(self.looks):
                 if look:  # which sees the figure as the one before has placed it
                     figure = warp.invert(self.looks[look - 1][1].detach(), figure)
-                total = total + warp.pose_loss(theta, figure).mean()
+                known = figure.isfinite().flatten(1).all(dim=1, keepdim=True)  # a warp that folds has no inverse there
+                each = warp.pose_loss(theta, torch.where(known[:, :, None], figure, figure_points().to(figure)))
+                total = total + (each * known[:, 0]).mean()
         self.log("train/pose_loss", total.detach(), on_step=False, on_epoch=True)
         return total
 

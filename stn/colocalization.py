@@ -30,6 +30,8 @@ from stn.training import broken_off, train
 RESULT = "colocalization.json"
 IMAGES, OTHERS = 100, 900  # images of the class, and images of other classes, of which the clutter is cut
 EPOCHS = 6
+# Settings of the trainer that hold for the co-localization too. The others are the encoder's.
+OF_THE_MACHINE = ("_target_", "accelerator", "devices", "num_nodes", "strategy", "precision", "deterministic")
 HIDES_NOTHING = (
     "it must put the images on a larger canvas, without undo: set data/distortion=clutter data.distortion.canvas=84"
 )
@@ -50,8 +52,9 @@ def colocalize(
     check(config)
     prepare_process(config)
     folder, plain, changed = Path(config.folder), config.copy(), config.copy()
-    changed.callbacks, changed.trainer.max_epochs = {}, EPOCHS
-    changed.trainer.log_every_n_steps = 1
+    changed.callbacks = {}
+    kept = {key: value for key, value in config.trainer.items() if key in OF_THE_MACHINE}
+    changed.trainer = kept | {"max_epochs": EPOCHS, "log_every_n_steps": 1}
     trainer = build_trainer(changed, [CropGallery(folder / "figures")])
     if trainer.world_size > 1:
         raise InputError(f"all images are in one batch, so trainer.devices must be 1, not {trainer.world_size}")

@@ -108,9 +108,9 @@ class Comparison:
         p = compare(found.values, plain.values)[1]
         said = f"The transformer {'wins' if gain > 0 else 'loses'} {abs(gain):.1f}"
         ceiling = arms.get("ceiling")
-        if p is not None and p >= LEVEL:
+        if gain == 0 or (p is not None and p >= LEVEL):
             said = "The transformer makes no difference that exceeds chance"
-        elif ceiling and gain > 0 and ceiling.mean > plain.mean:
+        elif ceiling and 0 < found.mean - plain.mean <= ceiling.mean - plain.mean:
             said += f" of the {100 * (ceiling.mean - plain.mean):.1f} points that undoing the true pose would give"
         else:
             said += " points"

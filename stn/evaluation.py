@@ -163,18 +163,21 @@ def transformer_numbers(
 
 
 def accuracy_by_angle(scored: Scored, figures: Tensor | None) -> list[dict[str, float]]:
-    """The accuracy among the images that are turned by about the same angle, see `ANGLES`; empty if poses are unknown.
+    """The accuracy among the images that are turned by about the same angle, see `ANGLES`.
 
     figures (N, 16, 2): where in each image the `figure_points` are. from, to: in degrees, clockwise.
+    It is empty if all images are upright, or their poses unknown.
     """
     if figures is None:
         return []
     figures = figures[: len(scored.labels)].cpu()
-    degrees = nearest_affine(figures)["rotation"].rad2deg()
+    degrees = nearest_affine(figures)["rotation"].rad2deg().round(decimals=3)  # upright ones differ by rounding
+    if not degrees.any():
+        return []
     right = (scored.scores.argmax(dim=1) == scored.labels).double()
     found = []
     for low, high in itertools.pairwise(ANGLES):
-        within = (degrees >= low) & (degrees < high)
+        within = (degrees >= low) & ((degrees < high) | (high == ANGLES[-1]))
         if within.any():
             row = {"from": low, "to": high, "images": int(within.sum()), "accuracy": right[within].mean().item()}
             found.append(row)

@@ -28,7 +28,8 @@ class Prediction:
     probabilities: of every class by its name, the most probable first.
     theta: θ (P,) of the first transformer, or None without one.
     pose: where that transformer reads: rotation_degrees (clockwise), scale (below 1 it zooms in), and shift_x and
-        shift_y in half-widths of the part of the image that is seen; empty without one.
+        shift_y in half-widths and half-heights, all of the part of the image that is seen, resized to a square; empty
+        without one.
     outline: the border of the region that this transformer reads, (K, 2), (x, y) in [-1, 1] of the whole original,
         clockwise from the upper left corner of what is read.
     """

@@ -248,7 +248,9 @@ def open_loggers(config: DictConfig, trainer: pl.Trainer, classifier: Classifier
 
 
 def check_learning(config: DictConfig) -> None:
-    """Raises InputError for a transformer that has nothing to learn from, or would learn other poses than the true."""
+    """Raises InputError for a transformer that would learn nothing or other poses than the true, and a blind search."""
+    if config.arm == "search" and config.tta != "turns":
+        raise InputError(f"arm=search looks in 12 directions by tta=turns, not tta={config.tta}: set tta=turns")
     weight, transformer = config.pose_weight, config.model.get("transformer")
     if not isinstance(transformer, DictConfig):
         return

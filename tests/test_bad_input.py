@@ -90,6 +90,12 @@ def refused(found: subprocess.CompletedProcess[str], *said: str, program: str = 
             "pose_weight=1 model.transformer.classifier_gradient=0 model.placement=parallel",
             "teaches the first transformer alone, so with model.transformer.classifier_gradient=0 the others",
         ),
+        ("arm=ceiling data/distortion=none", "changes a distortion, and there is none: set data/distortion=rts"),
+        (
+            "arm=search tta=mirror model=wide",
+            "arm=search looks in 12 directions by tta=turns, not tta=mirror: set tta=",
+        ),
+        ("model=wide +model.classifier.channels=3", "choose from convolutions, scale, widths"),
         ("arm=transformr", "arm=transformr: there is no such arm; did you mean 'transformer'?"),
         ("data.test_images=1000000000000", "GiB of memory, but there are"),
         ("resume=nowhere", "stn.train: nowhere does not exist: give a run's folder, a checkpoint, or latest"),

@@ -196,6 +196,22 @@ def test_the_pose_loss_is_not_computed_in_bfloat16() -> None:
         assert torch.equal(module._pose_loss(figure), expected)
 
 
+def test_a_look_whose_truth_is_unknown_does_not_count() -> None:
+    """Where a spline folds, it has no inverse, and so no truth for the look after it."""
+    model = MODEL | {"warp": {"_target_": "stn.layers.ThinPlateSpline", "size": 4}}
+    module = Classifier(model, OPTIMIZER, CLASSES, pose_weight=1.0)
+    module.log = lambda *args, **options: None  # type: ignore[assignment,method-assign]
+    torch.manual_seed(0)
+    folded, second = torch.randn(64, 32), torch.randn(64, 32, requires_grad=True)
+    figure = 0.7 * figure_points().float().expand(64, -1, -1)
+    after = module.net.transformer.warp.invert(folded, figure)  # type: ignore[union-attr,operator]
+    known = after.isfinite().flatten(1).all(dim=1)
+    assert 0 < known.sum() < 64
+    module.looks = [(folded, folded), (folded, second)]
+    module._pose_loss(figure).backward()
+    assert second.grad is not None and torch.equal(second.grad.any(dim=1), known) and second.grad.isfinite().all()
+
+
 def test_images_are_turned_about_points_in_float32() -> None:
     images = torch.rand(1, 3, 96, 96)
     expected = turn(images, 0.3)

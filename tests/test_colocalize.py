@@ -146,7 +146,8 @@ CHOSEN = [
 
 
 def test_the_command_trains_an_encoder_and_writes_score_and_pictures(command: Command, tmp_path: Path) -> None:
-    found = command("category=star", *CHOSEN, "output=found", verb="colocalize")
+    of_the_encoder = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=2")
+    found = command("category=star", *CHOSEN, *of_the_encoder, "output=found", verb="colocalize")
     assert found.returncode == 0, found.stderr
     result = json.loads((tmp_path / "found" / "colocalization.json").read_text())
     assert result["images"] >= 2 and 0 <= result["found"] <= 1 and result["category"] == "star"

@@ -153,6 +153,20 @@ def test_arms_name_the_rows_and_give_an_answer(write: Write, name: str) -> None:
     assert f"(+10.3 points, p = {p:.2g}, against the network without it)" in answer
 
 
+def test_an_answer_beyond_the_ceiling_or_without_a_difference(write: Write) -> None:
+    accuracies = {"plain": (0.80, 0.81, 0.82), "transformer": (0.90, 0.91, 0.93), "ceiling": (0.85, 0.86, 0.87)}
+    for arm, values in accuracies.items():
+        for seed, value in enumerate(values):
+            write(f"{arm}{seed}", {"arm": arm, "seed": seed}, test_accuracy=value)
+    assert str(compared("*").answer()).startswith("The transformer wins 10.3 points (+10.3 points, p = ")
+    for arm in accuracies:
+        for seed in range(3):
+            write(f"{arm}{seed}", {"arm": arm, "seed": seed}, test_accuracy=1.0)
+    assert str(compared("*").answer()).startswith(
+        "The transformer makes no difference that exceeds chance (+0.0 points"
+    )
+
+
 def test_what_may_be_chance_is_no_gain(write: Write) -> None:
     for arm, values in {"plain": (0.70, 0.75, 0.72), "transformer": (0.73, 0.71, 0.74)}.items():
         for seed, value in enumerate(values):

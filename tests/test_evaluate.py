@@ -22,12 +22,12 @@ from stn.classifier import Classifier
 from stn.config import compose
 from stn.csv_logger import read_rows
 from stn.data import ShapesDataModule
-from stn.evaluation import Evaluation, evaluate, sharpening, some_of
+from stn.evaluation import Evaluation, accuracy_by_angle, evaluate, sharpening, some_of
 from stn.evaluation_files import write_files
-from stn.layers import SpatialTransformer, Translation
+from stn.layers import SpatialTransformer, Translation, figure_points
 from stn.measures import calibration, expected_calibration_error, measure
 from stn.robustness import SWEEPS, curve, warped
-from stn.scoring import Scorer, score
+from stn.scoring import Scored, Scorer, score
 from stn.training import train
 
 QUIET = ["callbacks.warps=null", "callbacks.progress=null", "logger=csv"]
@@ -319,6 +319,17 @@ def test_the_accuracy_by_angle_is_that_of_the_images_so_turned(trained: Path) ->
         assert row["images"] == within.sum() and row["accuracy"] == pytest.approx(right[within].double().mean().item())
     for name in ("pose_error_pixels", "corner_error_pixels", "angle_error_degrees"):
         assert found["transformers"]["transformer"][name] > 0
+
+
+def test_images_that_differ_by_rounding_alone_are_upright() -> None:
+    scored = Scored(torch.eye(4), torch.arange(4), {}, None, None)
+    upright = figure_points().float() + torch.tensor([[[0.0]], [[0.1]], [[-0.1]], [[0.2]]])
+    angle = torch.tensor(3e-8)  # radians
+    turned = upright @ torch.tensor([[1, angle], [-angle, 1]])
+    assert accuracy_by_angle(scored, turned) == []
+    around = upright.clone()
+    around[0] = -around[0]  # turned by 180 degrees
+    assert [row["images"] for row in accuracy_by_angle(scored, around)] == [3, 1]
 
 
 def test_a_training_set_is_distorted_once_for_an_evaluation(tmp_path: Path) -> None:

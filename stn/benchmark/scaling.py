@@ -12,11 +12,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
+from stn.benchmark.data import CIFAR10_MEAN, CIFAR10_STD
 from stn.benchmark.timing import timed
 from stn.benchmark.train import PRECISIONS, train_step
 from stn.config import fastest_precision
 from stn.data.batches import Augmentation, Batches
-from stn.data.resident import CIFAR10_MEAN, CIFAR10_STD
 from stn.layers import ConvLocalization, SpatialTransformer
 from stn.networks import ConvNet, Normalization
 from stn.process import tune_malloc

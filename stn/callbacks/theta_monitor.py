@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from stn.classifier import Classifier
 from stn.data.resident import ResidentDataModule
 from stn.layers import SpatialTransformer, ThetaRecord, recording, transformers
 from stn.metrics import QUANTITIES, PoseError, ThetaStatistics
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 class ThetaMonitor(pl.Callback):
     """Logs θ over the validation set: `ThetaStatistics` as <transformer>/<name>, and for TensorBoard `log_theta`.
 
-    If several views of each image are scored, all count. It warns once when more than half of the images are lost.
+    Of several views of an image, the image itself counts. It warns once when more than half of the images are lost.
 
     If the data has poses, it logs each of `POSE_ERRORS`, as <transformer>/<name> of the validation set and as
     test/<transformer>_<name> of the test set, see `PoseError`. Only transformers on the image have them.
@@ -46,7 +47,7 @@ class ThetaMonitor(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, module in transformers(pl_module.get_submodule("net")).items():
-            seen = self.records[name]
+            seen = self._of_images(pl_module, name)
             theta = torch.cat([one.theta for one in seen]).float()
             statistics = ThetaStatistics(module.to_input).to(theta.device)
             statistics.update(theta, seen[0].height, seen[0].width)
@@ -83,8 +84,7 @@ class ThetaMonitor(pl.Callback):
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it
         assert isinstance(data, ResidentDataModule)
-        # The truth is that of the image itself, the first of its views.
-        seen = self.records[name][:: pl_module.passes]  # type: ignore[index]  # a Classifier has it
+        seen = self._of_images(pl_module, name)
         height, width = seen[0].height, seen[0].width
         if split not in data.figures or (height, width) != data.images[split].shape[2:]:
             return
@@ -95,6 +95,12 @@ class ThetaMonitor(pl.Callback):
         error = PoseError(module.to_input, height, width, align_corners=module.align_corners).to(theta.device)
         error.update(theta, truth, labels)
         pl_module.log_dict({prefix + key: value for key, value in error.compute().items()}, sync_dist=True)
+
+    def _of_images(self, pl_module: pl.LightningModule, name: str) -> list[ThetaRecord]:
+        """What a transformer did with the images themselves, each of which is the first of its views."""
+        seen, first = self.records[name], next(iter(self.records.values()))
+        assert isinstance(pl_module, Classifier)
+        return seen[:: pl_module.passes * len(seen) // len(first)]
 
 
 def log_theta(logger: TensorBoardLogger, name: str, theta: Tensor, statistics: dict[str, Tensor], step: int) -> None:

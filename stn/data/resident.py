@@ -16,8 +16,6 @@ from stn.data.decoding import check_memory
 from stn.data.distortion import Distortion
 
 LARGEST_SIDE, MOST_CHANNELS = 4096, 1024
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
 class ResidentDataModule(pl.LightningDataModule, ABC):
