@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
+from stn.check import one_of
 from stn.errors import InputError
 from stn.results import RESULTS, Result, source_of, spread, table
 from stn.significance import compare, p_in_words
@@ -242,7 +243,7 @@ def digits(results: Mapping[str, Sequence[Result]]) -> str:
             errors = [100 * (1 - one["test_accuracy"]) for one in metrics]
             cells.append("; ".join([spread(errors, ".2f"), *errors_of_pose]) if errors else "")
         seeds = sorted({len(runs) for runs in of_kinds.values()})
-        rows.append((*row[:3], str(row[3]), *cells, " or ".join(map(str, seeds))))
+        rows.append((*row[:3], str(row[3]), *cells, one_of(seeds)))
     return table(rows) + f"\n\n{UNMEASURED}" * (not found)
 
 
@@ -268,7 +269,7 @@ def little(results: Mapping[str, Sequence[Result]]) -> str:
         accuracies = [[run["metrics"]["test_accuracy"] for run in of_arms.get(arm, ())] for arm in arms]
         seeds = sorted({len(values) for values in accuracies} - {0})
         cells = [spread(values, ".1%") if values else "" for values in accuracies]
-        rows.append((f"`{preset}`", network, warp, f"{subset:,}", f"{epochs:,}", *cells, " or ".join(map(str, seeds))))
+        rows.append((f"`{preset}`", network, warp, f"{subset:,}", f"{epochs:,}", *cells, one_of(seeds)))
     return table(rows) if len(rows) > 1 else UNMEASURED
 
 
@@ -301,7 +302,7 @@ def colocalized() -> str:
                 f"{pieces} of {size} × {size}" if pieces else "none",
                 spread(sorted({one["encoder_test_accuracy"] for one in every}), ".1%"),
                 ", ".join(f"`{category}` {spread(shares[category], '.0%')}" for category in best),
-                " or ".join(map(str, sorted({len(found) for found in of_classes.values()}))),
+                one_of(sorted({len(found) for found in of_classes.values()})),
                 f"{min(one['seconds'] for one in every):,.0f} s",
             )
         )
