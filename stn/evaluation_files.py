@@ -62,6 +62,11 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
 
 
+def tidy(value: float) -> float:
+    """A number without what is rounding alone: neither 1e-9 nor -0."""
+    return round(value, 6) + 0.0
+
+
 def headline(numbers: dict[str, Any]) -> dict[str, Any]:
     """The most important numbers, by the names under which `print_table` shows them."""
     keys = ("images", "accuracy", "top_5_accuracy", "loss", "expected_calibration_error")
@@ -71,7 +76,7 @@ def headline(numbers: dict[str, Any]) -> dict[str, Any]:
         for key, mean in values.items():
             if key.endswith("_mean"):
                 quantity = key.removesuffix("_mean")
-                found[f"{name}_{quantity}"] = f"{mean:.4g} ± {values[f'{quantity}_spread']:.4g}"
+                found[f"{name}_{quantity}"] = f"{tidy(mean):.4g} ± {tidy(values[f'{quantity}_spread']):.4g}"
         found[f"{name}_lost"] = share(values["lost"])
         found |= {f"{name}_{key}": values[key] for key in POSE_ERRORS if key in values}
     if numbers["sharpening"]:

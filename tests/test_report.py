@@ -196,6 +196,21 @@ def test_what_a_run_does_not_have_is_left_out(tmp_path: Path) -> None:
     assert not page.named("select") and "ConvNet with no transformer on shapes" in page.text
 
 
+def test_what_is_read_of_a_canvas_is_smaller_than_it(tmp_path: Path) -> None:
+    window = (
+        "arm=window",
+        "model=wide",
+        "model.classifier.widths=[4,4,4]",
+        "data/distortion=clutter",
+        "data.flip=false",
+    )
+    train(compose([*TINY, *QUIET, *window, "trainer.max_epochs=1"], tmp_path / "run"))
+    run = stn.Run.open(tmp_path / "run")
+    page = Page(make_page(run, run.settings(), robustness=False))
+    assert "Class means" in page.text
+    assert "0 ± 0" in page.text, "a window does not turn, not even by a rounding"
+
+
 def test_a_run_without_pictures_says_so(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "figures")

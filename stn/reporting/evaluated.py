@@ -11,7 +11,7 @@ from PIL import Image
 
 from stn.evaluation import Evaluation
 from stn.evaluation_figures import class_means, mistakes_title
-from stn.evaluation_files import share
+from stn.evaluation_files import share, tidy
 from stn.figures import MOST_COUNTS, draw_confusion
 from stn.metrics import QUANTITIES
 from stn.reporting.charts import Axis, Bar, Line, chart, fitted_axis, share_axis
@@ -40,17 +40,17 @@ def transformers(numbers: Mapping[str, Any]) -> str:
 
 def three_digits(value: float | None) -> str:
     """A number with three digits."""
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{tidy(value):.3g}"
 
 
 def means(evaluation: Evaluation) -> Section:
     """The mean image of each class, before and after the transformer."""
     if evaluation.class_means is None:
         return Section("means", "Class means", paragraph("No transformer reads the images themselves."))
-    pixels = torch.stack(evaluation.class_means)
+    pixels = torch.cat([part.flatten() for part in evaluation.class_means])
     low, high = (end(pixels[pixels.isfinite()]) for end in (torch.min, torch.max))
-    stretched = (pixels - low) / (high - low).clamp(min=1e-6)
-    found = class_means(stretched[0], stretched[1], list(evaluation.numbers["classes"]))[:MOST_CLASSES]
+    before, after = ((part - low) / (high - low).clamp(min=1e-6) for part in evaluation.class_means)
+    found = class_means(before, after, list(evaluation.numbers["classes"]))[:MOST_CLASSES]
     ratio = evaluation.numbers["sharpening"]["ratio"]
     said = (
         "Left: the mean of the images of each class. Right: the mean of what the transformer reads of them. The better "
