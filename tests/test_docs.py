@@ -63,13 +63,16 @@ def blocks(page: Path) -> Iterator[Block]:
 def small(words: list[str]) -> list[str]:
     """A training command with what makes it take seconds.
 
-    It trains for one epoch, and an answer takes two networks. Without data of its own it trains on a few generated
+    It trains for one epoch, a sweep over networks and seeds for the first seed alone, and an
+    answer takes two networks. Without data of its own it trains on a few generated
     images; without a trainer, on the CPU; without a model or an experiment, which has one, it trains the smallest
     network.
     """
     keys = {word.lstrip("+~").partition("=")[0] for word in words}
     if keys & {"--help", "--cfg", "--config-path", "resume"}:
         return words
+    if sum(bool(re.match(r"[\w/.]+=\w+,", word)) for word in words) > 1:
+        words = [re.sub(r"^(seed=\d+),.*", r"\1", word) for word in words]
     more = ["trainer.max_epochs=1"]
     if "data" not in keys:
         more += ["data=shapes", *SIZES]

@@ -157,7 +157,10 @@ def test_every_placement_runs_in_onnxruntime_and_torchscript(overrides: list[str
 
 @pytest.mark.parametrize("format", GRAPHS)
 @pytest.mark.parametrize("tta", ["six", "turns", "poses", "unmirrored_poses"])
-def test_views_are_exported_for_batches_of_any_size(tta: str, format: str, tmp_path: Path) -> None:
+def test_views_are_exported_for_batches_of_any_size(
+    tta: str, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stn.classifier.TURNS", 3)  # twelve take a minute
     network = random_network("model/warp=rotation_classes", f"tta={tta}")
     path = tmp_path / GRAPHS[format]
     {"onnx": write_onnx, "torchscript": write_torchscript, "pt2": write_pt2}[format](network, pixels(2), path, {})
