@@ -361,9 +361,9 @@ class Profile(pl.Callback):
             self.names = {event.key for event in self.profiler.key_averages()}
 
 
-@pytest.mark.parametrize("model", ["wide", "lenet"])
+@pytest.mark.parametrize("settings", ["model=wide", "model=lenet", "model=lenet data/distortion=elastic"])
 def test_a_training_step_waits_for_nothing(
-    model: str, composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+    settings: str, composed: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading a number back from the device would hold up a GPU in every step: a value, a branch, a size."""
     profile = Profile()
@@ -372,7 +372,7 @@ def test_a_training_step_waits_for_nothing(
     monkeypatch.setattr("stn.layers.sampling.bounded", lambda points: points.nan_to_num(0.0).clamp(-1e4, 1e4))
     # The metrics of each step are updated in the next; a logger would write them, and wait.
     every = ["trainer.log_every_n_steps=1", "logger=none", "callbacks.progress=null"]
-    train(composed(*TINY, *every, f"model={model}", "trainer.max_epochs=1", "data.batch_size=10"), [profile])
+    train(composed(*TINY, *every, *settings.split(), "trainer.max_epochs=1", "data.batch_size=10"), [profile])
     assert "aten::convolution_backward" in profile.names
     assert not profile.names & {"aten::_local_scalar_dense", "aten::_unique2", "aten::nonzero"}
 
